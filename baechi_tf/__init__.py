@@ -1,0 +1,1 @@
+"""Places machine-learning graphs on devices that are too small for them."""

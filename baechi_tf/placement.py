@@ -1,0 +1,145 @@
+"""Placement: which device each op is on, saved as JSON, and its one checker."""
+
+import dataclasses
+import json
+import os
+from collections.abc import Mapping
+
+import numpy as np
+
+from baechi_tf.cluster import Cluster
+from baechi_tf.op_graph import OpGraph
+
+
+class InfeasiblePlacementError(Exception):
+  """No placement was found that fits the devices' memory."""
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Placement:
+  """A device for every op of a graph.
+
+  Attributes:
+    op_names: `[n]`, as in the graph.
+    device_names: the devices, as in the cluster.
+    device: int64 `[n]`, indices into `device_names`.
+    makespan_us: predicted step time, once it is known.
+    lower_bound_us: no placement has a smaller makespan, once it is known.
+  """
+
+  op_names: tuple[str, ...]
+  device_names: tuple[str, ...]
+  device: np.ndarray
+  makespan_us: float | None = None
+  lower_bound_us: float | None = None
+
+  def as_dict(self) -> dict[str, str]:
+    """Returns op name -> device name, in the graph's order."""
+    names = self.device_names
+    return {
+      op: names[device]
+      for op, device in zip(self.op_names, self.device.tolist(), strict=True)
+    }
+
+  def to_json(self) -> str:
+    """Returns the placement file's text; the same placement, the same bytes."""
+    fields = {
+      "devices": list(self.device_names),
+      "placement": self.as_dict(),
+      "makespan_us": self.makespan_us,
+      "lower_bound_us": self.lower_bound_us,
+    }
+    return json.dumps(fields, indent=1) + "\n"
+
+
+def placement_for(
+  graph: OpGraph, cluster: Cluster, device_of: Mapping[str, str]
+) -> Placement:
+  """Returns op name -> device name as a placement of `graph` on `cluster`.
+
+  Raises:
+    ValueError: an op has no device or is not in the graph, a device is not in
+      the cluster, or a group is split.
+  """
+  missing = [name for name in graph.names if name not in device_of]
+  if missing:
+    raise ValueError(
+      f"{len(missing)} of {graph.num_ops} ops have no device in the placement,"
+      f" first {missing[0]!r}; it was made for another model"
+    )
+  if len(device_of) > graph.num_ops:
+    unknown = next(name for name in device_of if name not in graph.index)
+    raise ValueError(f"the placement has an unknown op {unknown!r}")
+  index = {name: i for i, name in enumerate(cluster.device_names)}
+  for name in graph.names:
+    if device_of[name] not in index:
+      raise ValueError(
+        f"op {name!r} is placed on {device_of[name]!r}, which is not in the"
+        f" cluster; its devices are {', '.join(index)}"
+      )
+  device = np.array([index[device_of[x]] for x in graph.names], np.int64)
+  placement = Placement(graph.names, cluster.device_names, device)
+  check_placement(graph, cluster, placement)
+  return placement
+
+
+def read_placement(
+  path: str | os.PathLike, graph: OpGraph, cluster: Cluster
+) -> Placement:
+  """Returns the placement in a JSON file, for `graph` on `cluster`.
+
+  Raises:
+    ValueError: the file is not a placement, or not one of this graph on this
+      cluster; the message names the file.
+    OSError: the file cannot be read.
+  """
+  with open(path, encoding="utf-8") as file:
+    try:
+      fields = json.load(file)
+      device_of = fields["placement"]
+      if not isinstance(device_of, dict):
+        raise TypeError
+    except (ValueError, KeyError, TypeError):
+      raise ValueError(
+        f'{path}: not a placement file: needs {{"placement": {{op: device}}}}'
+      ) from None
+  try:
+    return placement_for(graph, cluster, device_of)
+  except ValueError as error:
+    raise ValueError(f"{path}: {error}") from None
+
+
+def check_placement(
+  graph: OpGraph, cluster: Cluster, placement: Placement
+) -> None:
+  """Checks what every placement must satisfy, whoever made it.
+
+  Memory over time needs a schedule: the planner checks the simulated peak.
+
+  Raises:
+    ValueError: an op is not placed exactly once on a device of the cluster, or
+      a group is on two devices.
+  """
+  if placement.op_names != graph.names:
+    raise ValueError("the placement is not of this graph's ops")
+  if placement.device_names != cluster.device_names:
+    raise ValueError("the placement is not on this cluster's devices")
+  device = placement.device
+  if device.shape != (graph.num_ops,):
+    raise ValueError(f"{len(device)} devices for {graph.num_ops} ops")
+  bad = np.flatnonzero((device < 0) | (device >= cluster.num_devices))
+  if len(bad):
+    raise ValueError(f"op {graph.names[bad[0]]!r} has no device")
+  of_group = np.empty(graph.num_groups, np.int64)
+  of_group[graph.group] = device
+  split = np.flatnonzero(of_group[graph.group] != device)
+  if len(split):
+    op = split[0]
+    other = np.flatnonzero(
+      (graph.group == graph.group[op]) & (device != device[op])
+    )[0]
+    raise ValueError(
+      f"ops {graph.names[op]!r} and {graph.names[other]!r} must share a device"
+      f" but are on {cluster.device_names[device[op]]} and"
+      f" {cluster.device_names[device[other]]}"
+    )
