@@ -1,0 +1,46 @@
+"""m-TOPO: balanced memory in topological order (Jeon et al., SoCC 2020)."""
+
+import numpy as np
+
+from baechi_tf.cluster import Cluster
+from baechi_tf.op_graph import OpGraph
+from baechi_tf.placement import infeasible_message
+from baechi_tf.placement import InfeasiblePlacementError
+from baechi_tf.placement import Placement
+
+
+def place(graph: OpGraph, cluster: Cluster) -> Placement:
+  """Returns the m-TOPO placement: fills one device after the other.
+
+  An op's memory is all of it: persistent, temporary and outputs. A group goes
+  where its first op goes, so it is the unit that must fit under the cap.
+
+  Raises:
+    InfeasiblePlacementError: a group is left over when the last device is full.
+  """
+  memory = (
+    graph.persistent_bytes + graph.temporary_bytes + graph.output_held_bytes
+  )
+  group_memory = np.zeros(graph.num_groups, np.int64)
+  np.add.at(group_memory, graph.group, memory)
+  cap = -(-int(memory.sum()) // cluster.num_devices)
+  cap += int(group_memory.max(initial=0))
+  room = np.minimum(cluster.memory_bytes, cap)
+
+  # Groups in the order of their first op.
+  _, first = np.unique(graph.group[graph.order], return_index=True)
+  group_device = np.empty(graph.num_groups, np.int64)
+  k = 0
+  for position in np.sort(first).tolist():
+    op = int(graph.order[position])
+    group = graph.group[op]
+    while group_memory[group] > room[k]:
+      k += 1
+      if k == cluster.num_devices:
+        raise InfeasiblePlacementError(
+          infeasible_message(graph, cluster, op, int(group_memory[group]), room)
+        )
+    room[k] -= group_memory[group]
+    group_device[group] = k
+  device = group_device[graph.group]
+  return Placement(graph.names, cluster.device_names, device)
