@@ -1,0 +1,116 @@
+"""What a node refers to: tensors, ops' definitions, library functions."""
+
+from collections.abc import Iterable
+from collections.abc import Mapping
+
+import tensorflow as tf
+
+# Checked with TensorFlow 2.21: the registry of op definitions.
+from tensorflow.python.framework import op_def_registry
+
+NodeDef = tf.compat.v1.NodeDef
+
+CONTROL = -1  # the output index of a control edge
+Ref = tuple[str, int]  # (node, output index or CONTROL)
+
+CALLS = frozenset({"PartitionedCall", "StatefulPartitionedCall"})
+# Stateful by name, but it only makes a handle: nothing has to wait for it.
+_HANDLES = frozenset({"VarHandleOp"})
+
+
+def parse_ref(name: str) -> Ref:
+  """Returns (node, output) of a GraphDef's input: "x", "x:1" or "^x"."""
+  if name.startswith("^"):
+    return name[1:], CONTROL
+  node, _, output = name.partition(":")
+  return node, int(output or 0)
+
+
+def format_ref(ref: Ref) -> str:
+  """Returns the input that `parse_ref` reads."""
+  node, output = ref
+  if output == CONTROL:
+    return f"^{node}"
+  return f"{node}:{output}" if output else node
+
+
+def functions_by_name(graph_def: tf.compat.v1.GraphDef) -> dict:
+  """Returns the library's functions."""
+  return {f.signature.name: f for f in graph_def.library.function}
+
+
+def called_function(node: NodeDef, library: Mapping) -> str | None:
+  """Returns the function whose body takes the node's place, or None.
+
+  A loop, a branch, or a call that XLA compiles is one op: None.
+  """
+  if node.op in library:
+    return node.op
+  if node.op not in CALLS:
+    return None
+  # Looking up a missing key would add it to the node.
+  if "_XlaMustCompile" in node.attr and node.attr["_XlaMustCompile"].b:
+    return None
+  return node.attr["f"].func.name
+
+
+def functions_of(node: NodeDef, library: Mapping) -> list[str]:
+  """Returns the names of all library functions that a node refers to."""
+  names = [node.op] if node.op in library else []
+  for key in sorted(node.attr):
+    value = node.attr[key]
+    if value.HasField("func"):
+      names.append(value.func.name)
+    elif value.HasField("list"):
+      names.extend(x.name for x in value.list.func)
+  return [x for x in names if x in library]
+
+
+def reachable_functions(names: Iterable[str], library: Mapping) -> set[str]:
+  """Returns the functions and all that they refer to, gradients aside."""
+  found, pending = set(), list(names)
+  while pending:
+    name = pending.pop()
+    if name in found:
+      continue
+    found.add(name)
+    for node in library[name].node_def:
+      pending.extend(functions_of(node, library))
+  return found
+
+
+def has_effects(node: NodeDef, library: Mapping) -> bool:
+  """Whether it can be seen when the node runs, or that it does."""
+  if node.op in _HANDLES:
+    return False
+  if node.op in library:
+    return library[node.op].signature.is_stateful
+  definition = op_def_registry.get(node.op)
+  return definition is None or definition.is_stateful
+
+
+def output_offsets(node: NodeDef, library: Mapping) -> tuple[dict, int]:
+  """Returns where each named output begins, and how many outputs there are.
+
+  Raises:
+    ValueError: the op is not one of this TensorFlow's.
+  """
+  if node.op in library:
+    definition = library[node.op].signature
+  else:
+    definition = op_def_registry.get(node.op)
+  if definition is None:
+    raise ValueError(
+      f"node {node.name!r}: this TensorFlow has no op {node.op!r}; a custom op"
+      " needs its library loaded first"
+    )
+  offsets, total = {}, 0
+  for output in definition.output_arg:
+    offsets[output.name] = total
+    if output.number_attr:
+      total += node.attr[output.number_attr].i
+    elif output.type_list_attr:
+      total += len(node.attr[output.type_list_attr].list.type)
+    else:
+      total += 1
+  return offsets, total
