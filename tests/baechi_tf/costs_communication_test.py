@@ -93,9 +93,21 @@ def test_fit_negative_latency_becomes_a_line_through_the_origin():
   assert 1 / fit.bytes_per_us == pytest.approx((a + b) / (a * a + b * b))
 
 
-def test_fit_size_makes_no_difference_bandwidth_is_infinite():
+def test_fit_time_falls_with_size_bandwidth_is_infinite():
+  times = np.array([6.0, 5.0, 4.0])
+  fit = communication.fit_link([1, 1000, 1000000], times)
+  # The best constant c minimises sum((c / t - 1)^2).
+  assert fit.latency_us == pytest.approx(
+    (1 / times).sum() / (1 / times**2).sum()
+  )
+  assert fit.bytes_per_us == math.inf
+  assert fit.r_squared == pytest.approx(0)
+
+
+def test_fit_constant_time_has_a_perfect_fit():
   fit = communication.fit_link([1, 1000, 1000000], [5.0, 5.0, 5.0])
-  assert fit == LinkFit(pytest.approx(5), math.inf, 1.0)
+  assert fit.latency_us == pytest.approx(5)
+  assert fit.r_squared == 1
 
 
 def test_fit_too_few_times_is_refused():
