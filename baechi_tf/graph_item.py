@@ -130,8 +130,8 @@ def read_item(
 def _read_step(meta_graph, source, initializer, signature, fetches):
   original = meta_graph.graph_def
   if fetches:
-    feeds = _placeholder_feeds(original)
     outputs = _checked_fetches(original, fetches)
+    feeds = _placeholder_feeds(original, outputs)
   elif meta_graph.signature_def:
     name = _choose_signature(meta_graph, signature)
     feeds = _signature_feeds(meta_graph.signature_def[name])
@@ -162,8 +162,7 @@ def make_item(
 
   Args:
     original: the graph; it is not changed.
-    feeds: the inputs; those that the step does not need are left out if they
-      are bare placeholders of no signature.
+    feeds: the inputs.
     outputs: what the step returns (or runs, for control references).
     source: the file or function, for messages.
     initializer: sets variables and tables; its `roots` are nodes that it runs.
@@ -172,7 +171,7 @@ def make_item(
     ValueError: the graph is not sound, or holds a lowered loop.
   """
   fed = [parse_ref(feed.tensor) for feed in feeds]
-  roots = [name for name in initializer.roots]
+  roots = list(initializer.roots)
   nodes = {node.name: node for node in original.node}
   _check_present(nodes, [*(name for name, _ in (*fed, *outputs)), *roots])
   in_step = _behind([name for name, _ in (*outputs, *fed)], nodes)
@@ -309,19 +308,23 @@ def _dimensions(shape) -> tuple[int | None, ...] | None:
   return tuple(None if x.size < 0 else x.size for x in shape.dim)
 
 
-def _placeholder_feeds(graph_def: GraphDef) -> list[Feed]:
-  return [
-    Feed(
-      name=node.name,
-      tensor=f"{node.name}:0",
-      dtype=tf.as_dtype(node.attr["dtype"].type),
-      shape=_dimensions(node.attr["shape"].shape)
-      if "shape" in node.attr
-      else None,
-    )
-    for node in graph_def.node
-    if node.op == "Placeholder"
-  ]
+def _placeholder_feeds(graph_def: GraphDef, outputs: list[Ref]) -> list[Feed]:
+  nodes = {node.name: node for node in graph_def.node}
+  needed = _behind([name for name, _ in outputs], nodes)
+  feeds = []
+  for node in graph_def.node:
+    if node.op != "Placeholder" or node.name not in needed:
+      continue
+    dtype = tf.as_dtype(node.attr["dtype"].type)
+    if dtype in (tf.resource, tf.variant):
+      raise ValueError(
+        f"placeholder {node.name!r} takes a {dtype.name}, which cannot be fed:"
+        " save the model with tf.saved_model.save, which keeps its variables"
+      )
+    has_shape = "shape" in node.attr
+    shape = _dimensions(node.attr["shape"].shape) if has_shape else None
+    feeds.append(Feed(node.name, f"{node.name}:0", dtype, shape))
+  return feeds
 
 
 def _checked_fetches(graph_def: GraphDef, fetches: Sequence[str]) -> list[Ref]:

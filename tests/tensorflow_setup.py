@@ -1,0 +1,49 @@
+"""Imports TensorFlow for tests: four logical CPU devices, little logging.
+
+Devices cannot be changed once TensorFlow has run anything, so every test that
+needs TensorFlow imports it from here:
+
+    from tests.tensorflow_setup import tf
+"""
+
+import os
+import subprocess
+import sys
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+os.environ.setdefault("CUDA_VISIBLE_DEVICES", "-1")
+
+import tensorflow as tf  # noqa: E402  the variables above come first
+
+NUM_DEVICES = 4
+DEVICES = tuple(
+  f"/job:localhost/replica:0/task:0/device:CPU:{i}" for i in range(NUM_DEVICES)
+)
+
+tf.config.set_logical_device_configuration(
+  tf.config.list_physical_devices("CPU")[0],
+  [tf.config.LogicalDeviceConfiguration()] * NUM_DEVICES,
+)
+
+
+def session(graph_def, num_devices: int = NUM_DEVICES):
+  """Returns a session on the graph, with that many CPU devices."""
+  graph = tf.Graph()
+  with graph.as_default():
+    tf.import_graph_def(graph_def, name="")
+  config = tf.compat.v1.ConfigProto(device_count={"CPU": num_devices})
+  return tf.compat.v1.Session(graph=graph, config=config)
+
+
+def run_script(script: str, *args: str, timeout_s: float = 120):
+  """Runs Python code in a process of its own; returns what came of it."""
+  root = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+  return subprocess.run(
+    [sys.executable, "-c", script, *args],
+    cwd=root,
+    env={**os.environ, "PYTHONPATH": root},
+    capture_output=True,
+    text=True,
+    timeout=timeout_s,
+    check=False,
+  )
