@@ -249,6 +249,23 @@ class OpGraph:
     return _frozen(self.tensor_op[self.edge_tensor])
 
   @functools.cached_property
+  def op_pairs(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Source and target of each pair of joined ops, and each edge's pair.
+
+    Int64 `[q]`, `[q]` and `[e]`; in topological order of source, then target.
+    """
+    joined = (
+      self.rank[self.edge_source] * self.num_ops + self.rank[self.edge_op]
+    )
+    pairs, pair_of_edge = np.unique(joined, return_inverse=True)
+    source, target = np.divmod(pairs, max(self.num_ops, 1))
+    return (
+      _frozen(self.order[source]),
+      _frozen(self.order[target]),
+      _frozen(pair_of_edge),
+    )
+
+  @functools.cached_property
   def tensor_held_bytes(self) -> np.ndarray:
     """Int64 `[m]`: what keeping the tensor on its own device costs."""
     return _frozen(np.where(self.tensor_is_persistent, 0, self.tensor_bytes))

@@ -33,7 +33,7 @@ def favorite_children(graph: OpGraph, cluster: Cluster) -> np.ndarray:
   Raises:
     ValueError: the graph has no times for a device's type.
   """
-  source, target, cost = op_edges(graph, cluster)
+  source, target, cost = _edge_costs(graph, cluster)
   time = graph.times_on(cluster.types).mean(axis=1)
   if len(source) == 0:
     return np.full(graph.num_ops, NONE, np.int64)
@@ -60,27 +60,19 @@ def uses_lp(graph: OpGraph) -> bool:
   return graph.num_ops + len(graph.edge_op) <= LP_MAX_SIZE
 
 
-def op_edges(
-  graph: OpGraph, cluster: Cluster
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def _edge_costs(graph, cluster):
   """Returns source, target and cost of each pair of joined ops.
 
   The cost is the time to send all distinct tensors of the pair, in
   microseconds, averaged over the cluster's links. In topological order.
   """
-  joined = graph.edge_source * graph.num_ops + graph.edge_op
-  pairs, inverse = np.unique(joined, return_inverse=True)
+  source, target, pair_of_edge = graph.op_pairs
   d = cluster.num_devices
   num_links = max(d * (d - 1), 1)
   latency_us = cluster.latency_us.sum() / num_links
   us_per_byte = cluster.us_per_byte.sum() / num_links
-  tensor_cost = latency_us + graph.tensor_bytes * us_per_byte
-  cost = np.bincount(
-    inverse, weights=tensor_cost[graph.edge_tensor], minlength=len(pairs)
-  )
-  source, target = np.divmod(pairs, max(graph.num_ops, 1))
-  order = np.lexsort((graph.rank[target], graph.rank[source]))
-  return source[order], target[order], cost[order]
+  each = latency_us + graph.tensor_bytes[graph.edge_tensor] * us_per_byte
+  return source, target, np.bincount(pair_of_edge, each, len(source))
 
 
 def relaxed_edges(

@@ -1,0 +1,268 @@
+"""Lower bounds on the makespan of any placement: the certificate of a plan.
+
+Every bound holds for the model that `simulator` runs, devices and links that
+differ included, whatever the placement and the order of ops.
+"""
+
+import dataclasses
+
+import numpy as np
+
+from baechi_tf.cluster import Cluster
+from baechi_tf.compiled import compiled
+from baechi_tf.op_graph import OpGraph
+from baechi_tf.placement import infeasible_message
+from baechi_tf.placement import InfeasiblePlacementError
+
+# An op's predecessors beyond this many tighten its head too little to be worth
+# the quadratic search; leaving them out keeps the bound valid.
+_MAX_PREDECESSORS = 64
+
+
+@dataclasses.dataclass(frozen=True)
+class LowerBound:
+  """No placement has a makespan below `us`.
+
+  Attributes:
+    us: microseconds.
+    name: which bound it is: "longest path", "total work", "serial group" or
+      "communication-aware path".
+    witness: what it comes from, in words.
+  """
+
+  us: float
+  name: str
+  witness: str
+
+  def gap(self, makespan_us: float) -> float:
+    """Returns `makespan / bound - 1`, 0 for an empty step."""
+    return makespan_us / self.us - 1 if self.us > 0 else 0.0
+
+
+def lower_bound(graph: OpGraph, cluster: Cluster) -> LowerBound:
+  """Returns the largest of LB0 to LB3, and where it comes from.
+
+  Raises:
+    ValueError: the graph has no times for a device's type.
+  """
+  if graph.num_ops == 0:
+    return LowerBound(0.0, "longest path", "no ops")
+  times = graph.times_on(cluster.types)
+  fastest = np.ascontiguousarray(times.min(axis=1))
+  heads, tails = _path_heads(graph, fastest), _path_tails(graph, fastest)
+  bounds = [
+    _longest_path(graph, fastest, heads, tails),
+    _total_work(cluster, times),
+    _serial_group(graph, times, heads, tails),
+    _communication_aware(graph, cluster, fastest),
+  ]
+  return max(bounds, key=lambda bound: bound.us)
+
+
+def check_memory(graph: OpGraph, cluster: Cluster) -> None:
+  """Checks what any placement needs, whatever the schedule.
+
+  Raises:
+    InfeasiblePlacementError: all persistent bytes exceed all memory, or a group
+      exceeds every device.
+  """
+  memory = cluster.memory_bytes
+  persistent = int(graph.persistent_bytes.sum())
+  if persistent > memory.sum():
+    largest = int(np.argmax(graph.persistent_bytes))
+    raise InfeasiblePlacementError(
+      f"the persistent state needs {persistent:,} bytes and all devices"
+      f" together have {int(memory.sum()):,}; the largest piece is op"
+      f" {graph.names[largest]!r} with"
+      f" {int(graph.persistent_bytes[largest]):,} bytes. More or larger devices"
+      " would help"
+    )
+  working = graph.temporary_bytes + graph.output_held_bytes
+  needed = np.zeros(graph.num_groups, np.int64)
+  np.maximum.at(needed, graph.group, working)
+  np.add.at(needed, graph.group, graph.persistent_bytes)
+  too_large = np.flatnonzero(needed[graph.group] > memory.max())
+  if len(too_large):
+    op = int(too_large[np.argmax(needed[graph.group[too_large]])])
+    same = np.flatnonzero(graph.group == graph.group[op])
+    op = int(same[np.argmax((working + graph.persistent_bytes)[same])])
+    raise InfeasiblePlacementError(
+      infeasible_message(
+        graph, cluster, op, int(needed[graph.group[op]]), memory
+      )
+    )
+
+
+def _longest_path(graph, fastest, heads, tails) -> LowerBound:
+  """LB0: the longest chain of ops, each on its fastest device."""
+  through = heads + tails - fastest
+  length = through.max()
+  on_path = np.flatnonzero(through >= length * (1 - 1e-12))
+  first, last = (
+    on_path[np.argmin(graph.rank[on_path])],
+    on_path[np.argmax(graph.rank[on_path])],
+  )
+  return LowerBound(
+    float(length),
+    "longest path",
+    f"{graph.names[first]} ... {graph.names[last]}",
+  )
+
+
+def _total_work(cluster, times) -> LowerBound:
+  """LB1: total work over total speed.
+
+  For any weights y >= 0 that sum to 1, `sum_i min_k y_k p_ik` is a bound: the
+  makespan is at least every device's work, so at least their weighted mean.
+  Weights in proportion to the devices' speeds give work over total speed when
+  speeds are uniform.
+  """
+  totals = times.sum(axis=0)
+  weights = [np.full(len(totals), 1 / len(totals))]
+  if (totals > 0).all():
+    speeds = 1 / totals
+    weights.append(speeds / speeds.sum())
+  work = max(float((times * y).min(axis=1).sum()) for y in weights)
+  return LowerBound(
+    work, "total work", f"all ops, shared by {cluster.num_devices} devices"
+  )
+
+
+def _serial_group(graph, times, heads, tails) -> LowerBound:
+  """LB2: a group's ops run one after another on one device.
+
+  Nothing of the group starts before the least head of its ops, and after its
+  end the least tail is still to come.
+  """
+  fastest = times.min(axis=1)
+  num_groups = graph.num_groups
+  work = np.zeros((num_groups, times.shape[1]))
+  np.add.at(work, graph.group, times)
+  before = np.full(num_groups, np.inf)
+  after = np.full(num_groups, np.inf)
+  np.minimum.at(before, graph.group, heads - fastest)
+  np.minimum.at(after, graph.group, tails - fastest)
+  bounds = before + work.min(axis=1) + after
+  group = int(np.argmax(bounds))
+  members = np.flatnonzero(graph.group == group)
+  return LowerBound(
+    float(bounds[group]),
+    "serial group",
+    f"the {len(members)} ops that share a device with"
+    f" {graph.names[members[0]]}",
+  )
+
+
+def _communication_aware(graph, cluster, fastest) -> LowerBound:
+  """LB3: heads and tails that pay for communication or for sharing a device.
+
+  The predecessors of an op that share its device run there one after another;
+  every other pays at least its transfer. Whichever of them share, the op starts
+  no earlier than the best trade between the two.
+  """
+  source, target, cost = _cheapest_transfers(graph, cluster)
+  rank = graph.rank
+  heads = _aware_heads(graph.order, fastest, source, target, cost, rank)
+  tails = _aware_heads(
+    np.ascontiguousarray(graph.order[::-1]),
+    fastest,
+    target,
+    source,
+    cost,
+    -rank,
+  )
+  through = heads + tails - fastest
+  op = int(np.argmax(through))
+  return LowerBound(
+    float(through[op]),
+    "communication-aware path",
+    f"the paths through {graph.names[op]}",
+  )
+
+
+def _cheapest_transfers(graph, cluster):
+  """Returns pairs of joined ops and the least time their tensors can take."""
+  source, target, pair_of_edge = graph.op_pairs
+  d = cluster.num_devices
+  if d == 1:
+    return source, target, np.full(len(source), np.inf)
+  apart = ~np.eye(d, dtype=bool)
+  latency_us = cluster.latency_us[apart].min()
+  us_per_byte = cluster.us_per_byte[apart].min()
+  each = latency_us + graph.tensor_bytes[graph.edge_tensor] * us_per_byte
+  cost = np.zeros(len(source))
+  if cluster.channel == "parallel":
+    np.maximum.at(cost, pair_of_edge, each)
+  else:  # tensors for one device follow each other through one channel
+    np.add.at(cost, pair_of_edge, each)
+  return source, target, cost
+
+
+@compiled
+def _longest(order, offsets, other, fastest):
+  """Longest path that ends in each op, by fastest times."""
+  length = fastest.copy()
+  for op in order:
+    before = 0.0
+    for i in range(offsets[op], offsets[op + 1]):
+      before = max(before, length[other[i]])
+    length[op] = fastest[op] + before
+  return length
+
+
+def _path_heads(graph, fastest) -> np.ndarray:
+  sources = graph.edge_source[graph.input_edges]
+  return _longest(graph.order, graph.input_offsets, sources, fastest)
+
+
+def _path_tails(graph, fastest) -> np.ndarray:
+  # Edges are sorted by tensor, so by producer: its edges are together.
+  offsets = graph.consumer_offsets[graph.tensor_offsets]
+  order = np.ascontiguousarray(graph.order[::-1])
+  return _longest(order, offsets, graph.edge_op, fastest)
+
+
+def _aware_heads(order, fastest, source, target, cost, rank) -> np.ndarray:
+  """Returns the earliest finish of each op that LB3 allows."""
+  by_target = np.lexsort((rank[source], target))
+  counts = np.bincount(target, minlength=len(order))
+  offsets = np.concatenate([[0], np.cumsum(counts)])
+  return _aware_heads_loop(
+    order, fastest, source[by_target], cost[by_target], offsets
+  )
+
+
+@compiled
+def _aware_heads_loop(order, fastest, source, cost, offsets):
+  head = np.zeros(len(order))
+  for op in order:
+    first, last = offsets[op], offsets[op + 1]
+    num = last - first
+    remote = np.empty(num)  # finish at the source, plus the transfer
+    for i in range(num):
+      remote[i] = head[source[first + i]] + cost[first + i]
+    by_remote = np.argsort(-remote)
+    best = remote[by_remote[0]] if num > 0 else 0.0
+    # Let the first k share the device: those that would arrive last.
+    releases = np.empty(min(num, _MAX_PREDECESSORS))
+    works = np.empty(min(num, _MAX_PREDECESSORS))
+    shared = 0.0
+    for k in range(len(releases)):
+      p = fastest[source[first + by_remote[k]]]
+      release = head[source[first + by_remote[k]]] - p
+      i = k  # keep sorted by release
+      while i > 0 and releases[i - 1] > release:
+        releases[i], works[i] = releases[i - 1], works[i - 1]
+        i -= 1
+      releases[i], works[i] = release, p
+      shared = 0.0
+      for j in range(k + 1):
+        shared = max(shared, releases[j]) + works[j]
+      others = remote[by_remote[k + 1]] if k + 1 < num else 0.0
+      best = min(best, max(shared, others))
+      if shared >= others:
+        break
+    if num > len(releases) and shared < best:
+      best = shared  # the rest, unexamined, might share for free
+    head[op] = fastest[op] + best
+  return head

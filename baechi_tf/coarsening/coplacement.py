@@ -1,0 +1,64 @@
+"""Co-placement: ops that gain nothing by being apart share a group.
+
+A heuristic (Jeon et al., *Baechi*, SoCC 2020, 3.1.1): an op whose whole output
+goes to one consumer joins that consumer, and a gradient op joins the forward op
+that it is the gradient of. It makes latency-bound graphs placeable, and can
+cost parallelism; the planner tries with and without.
+"""
+
+from collections.abc import Mapping
+
+import numpy as np
+
+from baechi_tf.coarsening.colocation import merge_groups
+from baechi_tf.op_graph import OpGraph
+
+_TAPE = "gradient_tape/"  # tf.GradientTape
+_GRADIENTS = "gradients/"  # tf.compat.v1.gradients
+
+
+def coplacement_groups(graph: OpGraph) -> np.ndarray:
+  """Returns int64 `[n]`: the graph's groups with co-placed ops merged in."""
+  first_of_group = np.unique(graph.group, return_index=True)[1]
+  in_group = np.stack(
+    [np.arange(graph.num_ops), first_of_group[graph.group]], axis=1
+  )
+  pairs = [in_group, single_consumers(graph), gradient_pairs(graph)]
+  return merge_groups(graph.num_ops, np.concatenate(pairs))
+
+
+def single_consumers(graph: OpGraph) -> np.ndarray:
+  """Returns int64 `[p, 2]`: each op with one consumer, and that consumer."""
+  source, target, _ = graph.op_pairs
+  num_consumers = np.bincount(source, minlength=graph.num_ops)
+  single = num_consumers[source] == 1
+  return np.stack([source[single], target[single]], axis=1)
+
+
+def gradient_pairs(graph: OpGraph) -> np.ndarray:
+  """Returns int64 `[p, 2]`: gradient ops and their forward ops, by name.
+
+  `a/gradient_tape/b/MatMul/MatMul_1` is a gradient of `a/b/MatMul`, and
+  `gradients/b/MatMul_grad/MatMul_1` one of `b/MatMul`.
+  """
+  pairs = [
+    (op, forward)
+    for op, name in enumerate(graph.names)
+    if _TAPE in name or _GRADIENTS in name
+    if (forward := _forward_op(name, graph.index)) is not None
+  ]
+  return np.array(pairs, np.int64).reshape(-1, 2)
+
+
+def _forward_op(name: str, index: Mapping[str, int]) -> int | None:
+  if _TAPE in name:
+    candidate = name.replace(_TAPE, "")
+  else:
+    head, _, tail = name.partition(_GRADIENTS)
+    stem, grad, _ = tail.partition("_grad/")
+    candidate = head + stem if grad else ""
+  while candidate:
+    if candidate in index and candidate != name:
+      return index[candidate]
+    candidate = candidate.rpartition("/")[0]
+  return None

@@ -1,0 +1,223 @@
+"""From a graph and a cluster to a plan: coarsen, place, simulate, certify.
+
+The number a plan reports is always the fine graph's simulated makespan, and a
+plan is only ever returned when its simulated memory stays within every device's
+limit. `best` runs every placer on every coarsening and keeps the best feasible
+plan, so it is never worse than any of them.
+"""
+
+import contextlib
+import dataclasses
+import time
+from collections.abc import Callable
+from collections.abc import Iterator
+
+import numpy as np
+
+from baechi_tf.bounds import check_memory
+from baechi_tf.bounds import lower_bound
+from baechi_tf.bounds import LowerBound
+from baechi_tf.cluster import Cluster
+from baechi_tf.coarsening.coplacement import coplacement_groups
+from baechi_tf.coarsening.fusion import fuse
+from baechi_tf.coarsening.fusion import Fused
+from baechi_tf.op_graph import OpGraph
+from baechi_tf.placement import check_placement
+from baechi_tf.placement import InfeasiblePlacementError
+from baechi_tf.placement import Placement
+from baechi_tf.placers import PLACERS
+from baechi_tf.simulator import simulate
+from baechi_tf.simulator import Simulation
+
+BEST = "best"
+# A placer sees a schedule that the simulator refines, so a plan that fills a
+# device to the brim can overflow. Then it plans again with less to fill.
+_MEMORY_FRACTIONS = (1.0, 0.95, 0.9, 0.8, 0.7, 0.55)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Candidate:
+  """What came of one placer on one coarsening.
+
+  Attributes:
+    placer: its name.
+    coplacement: whether co-placed ops were one group.
+    simulation: of its plan on the fine graph; None when it found none.
+    error: why it found none.
+  """
+
+  placer: str
+  coplacement: bool
+  simulation: Simulation | None
+  error: str = ""
+
+  @property
+  def makespan_us(self) -> float:
+    """Predicted step time, infinite without a plan."""
+    return self.simulation.makespan_us if self.simulation else np.inf
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Plan:
+  """A placement, its predicted step, and how far from optimal it can be.
+
+  Attributes:
+    placement: with `makespan_us` and `lower_bound_us` set.
+    chosen: the candidate that it comes from.
+    bound: no placement is faster than this.
+    candidates: everything that was tried, in a fixed order.
+    num_coarse_ops: what the placers had to place, by `coplacement`.
+    timings_s: seconds spent per stage.
+  """
+
+  placement: Placement
+  chosen: Candidate
+  bound: LowerBound
+  candidates: tuple[Candidate, ...]
+  num_coarse_ops: dict[bool, int]
+  timings_s: dict[str, float]
+
+  @property
+  def simulation(self) -> Simulation:
+    """The predicted step."""
+    return self.chosen.simulation
+
+  @property
+  def gap(self) -> float:
+    """`makespan / lower bound - 1`."""
+    return self.bound.gap(self.simulation.makespan_us)
+
+
+def plan(
+  graph: OpGraph,
+  cluster: Cluster,
+  *,
+  placer: str = BEST,
+  coplacement: bool = True,
+  fusion: bool = True,
+  progress: Callable[[str], None] = lambda stage: None,
+) -> Plan:
+  """Returns a feasible plan of `graph` on `cluster`.
+
+  Args:
+    graph: the fine graph; its groups are hard constraints.
+    cluster: devices, whose memory is a limit, and links.
+    placer: a name in `PLACERS`, or "best".
+    coplacement: try co-placed groups; `best` also tries without.
+    fusion: contract edges inside groups before placing.
+    progress: called with a line before each stage.
+
+  Raises:
+    InfeasiblePlacementError: no plan was found that fits the memory.
+    ValueError: the placer is unknown, or the graph has no times for a device's
+      type.
+  """
+  if placer != BEST and placer not in PLACERS:
+    raise ValueError(
+      f"unknown placer {placer!r}; choose from {', '.join([BEST, *PLACERS])}"
+    )
+  clock = _Clock(progress)
+  with clock.stage("bounds"):
+    check_memory(graph, cluster)
+    bound = lower_bound(graph, cluster)
+  candidates = []
+  num_coarse_ops = {}
+  for together in (True, False) if coplacement else (False,):
+    with clock.stage("coarsening"):
+      coarse = _coarsen(graph, together, fusion)
+    num_coarse_ops[together] = coarse.graph.num_ops
+    for name in PLACERS if placer == BEST else (placer,):
+      simulation, error = _try(graph, cluster, name, coarse, clock)
+      candidates.append(Candidate(name, together, simulation, error))
+    if placer != BEST and simulation:
+      break  # what co-placement made too large to fit would come apart
+  chosen = min(candidates, key=lambda candidate: candidate.makespan_us)
+  if chosen.simulation is None:
+    raise InfeasiblePlacementError(candidates[-1].error)
+  placement = Placement(
+    graph.names,
+    cluster.device_names,
+    chosen.simulation.device,
+    makespan_us=chosen.makespan_us,
+    lower_bound_us=bound.us,
+  )
+  check_placement(graph, cluster, placement)
+  return Plan(
+    placement=placement,
+    chosen=chosen,
+    bound=bound,
+    candidates=tuple(candidates),
+    num_coarse_ops=num_coarse_ops,
+    timings_s=clock.seconds,
+  )
+
+
+def overflow(
+  graph: OpGraph, cluster: Cluster, simulation: Simulation
+) -> str | None:
+  """Returns which device runs out of memory, when and by how much, or None."""
+  excess = simulation.peak_memory_bytes - cluster.memory_bytes
+  k = int(np.argmax(excess))
+  if excess[k] <= 0:
+    return None
+  at = simulation.memory_time_us[k][np.argmax(simulation.memory_bytes[k])]
+  here = np.flatnonzero(simulation.device == k)
+  # The op that runs at the peak: the last to start by then.
+  started = here[simulation.start_time_us[here] <= at]
+  culprit = (
+    started[np.argmax(simulation.start_time_us[started])]
+    if len(started)
+    else here[0]
+  )
+  return (
+    f"{cluster.device_names[k]} would need"
+    f" {int(simulation.peak_memory_bytes[k]):,} bytes at op"
+    f" {graph.names[culprit]!r} and has {int(cluster.memory_bytes[k]):,}. A"
+    " smaller batch, more memory or another device would help"
+  )
+
+
+def _coarsen(graph: OpGraph, coplacement: bool, fusion: bool) -> Fused:
+  group = coplacement_groups(graph) if coplacement else graph.group
+  if fusion:
+    return fuse(graph, group)
+  return Fused(
+    dataclasses.replace(graph, group=group), np.arange(graph.num_ops)
+  )
+
+
+def _try(graph, cluster, placer, coarse, clock):
+  """Returns a feasible simulation of the placer's plan, or None and why."""
+  error = ""
+  for fraction in _MEMORY_FRACTIONS:
+    try:
+      with clock.stage(f"placing with {placer}"):
+        placement = PLACERS[placer](
+          coarse.graph, cluster.with_memory_fraction(fraction)
+        )
+    except InfeasiblePlacementError as infeasible:
+      return None, error or str(infeasible)
+    with clock.stage("simulating"):
+      simulation = simulate(graph, cluster, placement.device[coarse.coarse_op])
+    error = overflow(graph, cluster, simulation)
+    if error is None:
+      return simulation, ""
+  return None, error
+
+
+class _Clock:
+  """Adds up the seconds of each stage."""
+
+  def __init__(self, progress: Callable[[str], None]):
+    self.seconds = {}
+    self._progress = progress
+
+  @contextlib.contextmanager
+  def stage(self, name: str) -> Iterator[None]:
+    self._progress(name)
+    begin = time.perf_counter()
+    try:
+      yield
+    finally:
+      spent = time.perf_counter() - begin
+      self.seconds[name] = self.seconds.get(name, 0.0) + spent
