@@ -1,0 +1,165 @@
+"""What to feed a step with: full shapes, and values of them."""
+
+import os
+import zipfile
+from collections.abc import Mapping
+
+import numpy as np
+import tensorflow as tf
+
+from baechi_tf.graph_item import Feed
+from baechi_tf.graph_item import GraphItem
+
+
+def concrete_shapes(
+  item: GraphItem,
+  batch_size: int | None = None,
+  input_shapes: Mapping[str, tuple[int, ...]] | None = None,
+) -> dict[str, tuple[int, ...]]:
+  """Returns a full shape for every feed.
+
+  Args:
+    item: the model.
+    batch_size: for a first dimension that is unknown.
+    input_shapes: feed name -> its whole shape.
+
+  Raises:
+    ValueError: a dimension stays unknown, a shape contradicts the model's or
+      names no input; the message says which and what to pass.
+  """
+  input_shapes = dict(input_shapes or {})
+  names = [feed.name for feed in item.feeds]
+  for name in input_shapes:
+    if name not in names:
+      raise ValueError(
+        f"--input-shape {name}=...: there is no such input; the inputs are"
+        f" {', '.join(map(repr, names))}"
+      )
+  return {
+    feed.name: _concrete_shape(feed, batch_size, input_shapes.get(feed.name))
+    for feed in item.feeds
+  }
+
+
+def synthesize_inputs(
+  item: GraphItem,
+  batch_size: int | None = None,
+  input_shapes: Mapping[str, tuple[int, ...]] | None = None,
+  npz: str | os.PathLike | None = None,
+) -> dict[str, np.ndarray]:
+  """Returns a value for every feed: from a file, or made up.
+
+  Made-up floats are small and random, integers 0 or 1 (so that they are in
+  range as labels and indices), booleans true, strings empty; the same every
+  time.
+
+  Args:
+    item: the model.
+    batch_size: see `concrete_shapes`.
+    input_shapes: see `concrete_shapes`.
+    npz: a NumPy archive with an array for every feed, by name.
+
+  Raises:
+    ValueError: a shape stays unknown, a type cannot be made up, or the
+      archive does not match the feeds.
+    OSError: the archive cannot be read.
+  """
+  if npz is not None:
+    return _read_inputs(item, npz)
+  shapes = concrete_shapes(item, batch_size, input_shapes)
+  rng = np.random.default_rng(0)
+  return {
+    feed.name: _made_up(feed, shapes[feed.name], rng) for feed in item.feeds
+  }
+
+
+def _concrete_shape(feed: Feed, batch_size, given) -> tuple[int, ...]:
+  shape = feed.shape
+  if given is not None:
+    given = tuple(given)
+    fits = shape is None or (
+      len(given) == len(shape)
+      and all(x in (None, y) for x, y in zip(shape, given, strict=True))
+    )
+    if not fits or any(x < 0 for x in given):
+      raise ValueError(
+        f"--input-shape {feed.name}={','.join(map(str, given))} does not fit"
+        f" the model's shape {_shape_text(shape)}"
+      )
+    return given
+  if shape and shape[0] is None and batch_size is not None:
+    if batch_size < 1:
+      raise ValueError(f"--batch-size {batch_size} must be at least 1")
+    shape = (batch_size, *shape[1:])
+  if shape is None or None in shape:
+    example = ",".join(str(x or 32) for x in shape or (32, 784))
+    raise ValueError(
+      f"input {feed.name!r} has shape {_shape_text(feed.shape)}, which is not"
+      " fully known: pass --batch-size for a first dimension, or"
+      f" --input-shape {feed.name}={example}"
+    )
+  return shape
+
+
+def _shape_text(shape) -> str:
+  if shape is None:
+    return "of unknown rank"
+  return f"[{', '.join('?' if x is None else str(x) for x in shape)}]"
+
+
+def _made_up(feed: Feed, shape, rng) -> np.ndarray:
+  dtype = feed.dtype.base_dtype
+  if dtype == tf.string:
+    return np.full(shape, b"", object)
+  if dtype == tf.bool:
+    return np.ones(shape, bool)
+  if dtype.is_integer and not dtype.is_quantized:
+    return rng.integers(0, 2, shape).astype(dtype.as_numpy_dtype)
+  if dtype.is_floating or dtype.is_complex:
+    return (0.1 * rng.standard_normal(shape)).astype(dtype.as_numpy_dtype)
+  raise ValueError(
+    f"input {feed.name!r} has type {dtype.name}, for which no value can be"
+    " made up; give one in an .npz file"
+  )
+
+
+def _read_inputs(item: GraphItem, path) -> dict[str, np.ndarray]:
+  with open(path, "rb") as file:
+    try:
+      archive = np.load(file, allow_pickle=False)
+      values = dict(archive.items())
+    except (ValueError, EOFError, AttributeError, zipfile.BadZipFile):
+      # AttributeError: a single array, which has no items.
+      raise ValueError(f"{path}: not a NumPy .npz archive of arrays") from None
+  names = [feed.name for feed in item.feeds]
+  for name in names:
+    if name not in values:
+      raise ValueError(
+        f"{path}: input {name!r} is missing; the file has"
+        f" {', '.join(map(repr, sorted(values))) or 'nothing'}"
+      )
+  for name in sorted(values.keys() - set(names)):
+    raise ValueError(
+      f"{path}: {name!r} is no input of the model; its inputs are"
+      f" {', '.join(map(repr, names))}"
+    )
+  return {
+    feed.name: _checked(feed, values[feed.name], path) for feed in item.feeds
+  }
+
+
+def _checked(feed: Feed, value: np.ndarray, path) -> np.ndarray:
+  dtype = feed.dtype.base_dtype
+  is_text = dtype == tf.string and value.dtype.kind in "SU"
+  if not is_text and value.dtype != dtype.as_numpy_dtype:
+    raise ValueError(
+      f"{path}: input {feed.name!r} has type {value.dtype}, the model wants"
+      f" {dtype.name}"
+    )
+  fits = tf.TensorShape(feed.shape).is_compatible_with(value.shape)
+  if not fits:
+    raise ValueError(
+      f"{path}: input {feed.name!r} has shape {_shape_text(value.shape)}, the"
+      f" model wants {_shape_text(feed.shape)}"
+    )
+  return value
