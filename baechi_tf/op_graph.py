@@ -357,7 +357,7 @@ def _costs(names, field, values) -> np.ndarray:
 
 
 def _reject(names, field, bad, op_of=None) -> None:
-  bad = np.flatnonzero(bad.reshape(len(bad), -1).any(axis=1))
+  bad = np.flatnonzero(bad.any(axis=tuple(range(1, bad.ndim))))
   if len(bad):
     op = bad[0] if op_of is None else op_of[bad[0]]
     raise ValueError(f"op {names[op]!r}: {field} must be finite and >= 0")
