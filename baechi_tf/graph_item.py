@@ -54,7 +54,7 @@ class Feed:
   shape: tuple[int | None, ...] | None
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
+@dataclasses.dataclass(frozen=True, eq=False, repr=False)
 class GraphItem:
   """A step of a model as one graph that a `tf.compat.v1.Session` runs.
 

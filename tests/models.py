@@ -91,6 +91,28 @@ def save_loop(path) -> str:
   return str(path)
 
 
+class TwoLoops(tf.Module):
+  """One function with a loop, called twice."""
+
+  @tf.function
+  def power(self, x):
+    y = x
+    for _ in tf.range(2):
+      y = y @ x
+    return y
+
+  @tf.function(input_signature=[tf.TensorSpec([2, 2], name="x")])
+  def run(self, x):
+    return {"y": self.power(x) + self.power(2.0 * x)}
+
+
+def save_two_loops(path) -> str:
+  """Saves `TwoLoops` with one signature."""
+  model = TwoLoops()
+  tf.saved_model.save(model, str(path), signatures={"run": model.run})
+  return str(path)
+
+
 class Ordered(tf.Module):
   """Calls whose only tie is the order in which they touch a variable."""
 
@@ -233,3 +255,39 @@ def run_v1(path, signature, batches, num_devices=1):
       )
       for batch in batches
     ]
+
+
+_STATE = {"VarHandleOp", "VariableV2", "HashTableV2", "MutableHashTableV2"}
+
+
+def spread(item, devices) -> dict[str, str]:
+  """Returns a plan that uses every device and keeps state with its users.
+
+  Each op that takes a variable or table sits with it; of all others each
+  neighbour in the graph's order is on another device.
+  """
+  nodes = {node.name: node for node in item.graph_def.node}
+  leader = {name: name for name in item.op_names}
+
+  def find(name):
+    while leader[name] != name:
+      name = leader[name]
+    return name
+
+  for name in item.op_names:
+    tied = [
+      ref.partition(":")[0]
+      for ref in nodes[name].input
+      if not ref.startswith("^") and nodes[ref.partition(":")[0]].op in _STATE
+    ]
+    if "_class" in nodes[name].attr:
+      classes = nodes[name].attr["_class"].list.s
+      tied += [x.decode().removeprefix("loc:@") for x in classes]
+    for other in tied:
+      if other in leader:
+        leader[find(name)] = find(other)
+  device = {}
+  return {
+    name: device.setdefault(find(name), devices[len(device) % len(devices)])
+    for name in item.op_names
+  }

@@ -15,6 +15,9 @@ os.environ.setdefault("CUDA_VISIBLE_DEVICES", "-1")
 
 import tensorflow as tf  # noqa: E402  the variables above come first
 
+# Checked with TensorFlow 2.21: where the ops of a function really ran.
+from tensorflow.python.eager import context  # noqa: E402
+
 NUM_DEVICES = 4
 DEVICES = tuple(
   f"/job:localhost/replica:0/task:0/device:CPU:{i}" for i in range(NUM_DEVICES)
@@ -33,6 +36,27 @@ def session(graph_def, num_devices: int = NUM_DEVICES):
     tf.import_graph_def(graph_def, name="")
   config = tf.compat.v1.ConfigProto(device_count={"CPU": num_devices})
   return tf.compat.v1.Session(graph=graph, config=config)
+
+
+def executed_nodes(function, **inputs):
+  """Calls a loaded function; returns what it gave and where its ops ran.
+
+  Returns:
+    The function's outputs, and (op, device) by node name in the partitions.
+  """
+  context.enable_run_metadata()
+  try:
+    outputs = function(**{k: tf.constant(v) for k, v in inputs.items()})
+    metadata = context.export_run_metadata()
+  finally:
+    context.disable_run_metadata()
+  nodes = {
+    node.name: (node.op, node.device)
+    for graphs in metadata.function_graphs
+    for partition in graphs.partition_graphs
+    for node in partition.node
+  }
+  return outputs, nodes
 
 
 def run_script(script: str, *args: str, timeout_s: float = 120):

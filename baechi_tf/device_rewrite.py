@@ -1,0 +1,211 @@
+"""Writes a plan's devices into a graph and its function library.
+
+A planned op is found by its call path. Where two calls of one function have
+different plans the function is specialised: the first plan keeps the
+function's name, each further one gets a copy under a new name, and the calls
+are pointed at the copies. Nothing else changes.
+"""
+
+import dataclasses
+from collections.abc import Mapping
+
+import tensorflow as tf
+
+from baechi_tf.function_library import called_function
+from baechi_tf.function_library import functions_by_name
+from baechi_tf.function_library import functions_of
+from baechi_tf.function_library import reachable_functions
+
+GraphDef = tf.compat.v1.GraphDef
+NodeDef = tf.compat.v1.NodeDef
+
+
+@dataclasses.dataclass(frozen=True)
+class _Edit:
+  """What changes in a node: its device, unless None, and what it calls."""
+
+  device: str | None = None
+  calls: tuple[tuple[str, str], ...] = ()  # (old function, new function)
+
+
+@dataclasses.dataclass
+class _Variant:
+  """One version of a function: its name, and the edits by node."""
+
+  name: str
+  edits: dict[str, _Edit]
+
+
+def rewrite_devices(
+  graph_def: GraphDef,
+  paths: Mapping[str, tuple[str, ...]],
+  device_of: Mapping[str, str],
+) -> tuple[GraphDef, tuple[str, ...]]:
+  """Returns the graph with devices replaced, and the functions added to it.
+
+  The bodies of a loop, a branch or an XLA-compiled call get its device.
+
+  Args:
+    graph_def: the graph with its library; it is not changed.
+    paths: of each op the call nodes from the top graph down, then the node.
+    device_of: the device of each planned op.
+
+  Raises:
+    ValueError: an op has no path, or its path leads nowhere in this graph.
+  """
+  return _Rewriter(graph_def).rewrite(_plan_tree(paths, device_of))
+
+
+def _plan_tree(paths, device_of) -> dict:
+  """Returns devices by node name, in a dict of its own for each call."""
+  tree = {}
+  for name, device in device_of.items():
+    if name not in paths:
+      raise ValueError(f"the plan has an op {name!r} that the model has not")
+    path = paths[name]
+    if not path:
+      continue  # it only orders other ops: no node of the model
+    branch = tree
+    for call in path[:-1]:
+      branch = branch.setdefault(call, {})
+    branch[path[-1]] = device
+  return tree
+
+
+class _Rewriter:
+  """The state of one `rewrite_devices`."""
+
+  def __init__(self, graph_def: GraphDef):
+    self.result = GraphDef()
+    self.result.CopyFrom(graph_def)
+    self.library = functions_by_name(graph_def)
+    self.nodes = {}  # of each function, its nodes by name
+    self.variants = {}  # of each function, its versions; the first keeps it
+    self.whole = {}  # (function, device) -> the version's name
+    self.taken = set(self.library)
+
+  def rewrite(self, tree: dict) -> tuple[GraphDef, tuple[str, ...]]:
+    top = {node.name: node for node in self.result.node}
+    edits = self._edits(top, tree, "the graph")
+    for name, edit in edits.items():
+      _apply(top[name], edit)
+    position = {
+      f.signature.name: i for i, f in enumerate(self.result.library.function)
+    }
+    added = []
+    for function, variants in self.variants.items():
+      for variant in variants:
+        if variant.name == function:
+          target = self.result.library.function[position[function]]
+        else:
+          target = self._add_copy(function, variant.name)
+          added.append(variant.name)
+        for node in target.node_def:
+          if node.name in variant.edits:
+            _apply(node, variant.edits[node.name])
+    return self.result, tuple(added)
+
+  def _edits(self, nodes, tree: dict, where: str) -> dict[str, _Edit]:
+    edits = {}
+    for name, planned in tree.items():
+      if name not in nodes:
+        raise ValueError(f"the plan has a node {name!r} that {where} has not")
+      node = nodes[name]
+      if isinstance(planned, dict):
+        callee = called_function(node, self.library)
+        if callee not in self.library:
+          raise ValueError(
+            f"the plan has ops in node {name!r} of {where}, which is no call"
+          )
+        version = self._called_version(callee, planned)
+        edits[name] = _Edit(calls=((callee, version),))
+      else:
+        edits[name] = _Edit(planned, self._whole_versions(node, planned))
+    return edits
+
+  def _called_version(self, function: str, tree: dict) -> str:
+    """Returns the version of a function whose ops are planned one by one."""
+    if function not in self.nodes:
+      definition = self.library[function]
+      self.nodes[function] = {x.name: x for x in definition.node_def}
+    where = f"function {function!r}"
+    edits = self._edits(self.nodes[function], tree, where)
+    for variant in self.variants.get(function, ()):
+      # A version fits unless it says otherwise of the same node: calls that
+      # use different outputs plan different nodes of the body.
+      if all(variant.edits.get(k, x) == x for k, x in edits.items()):
+        variant.edits.update(edits)
+        return variant.name
+    variant = self._new_variant(function)
+    variant.edits.update(edits)
+    return variant.name
+
+  def _whole_versions(self, node: NodeDef, device: str):
+    """Returns the versions of what a node refers to, all on one device."""
+    functions = functions_of(node, self.library)
+    if not functions:
+      return ()
+    reachable = sorted(reachable_functions(functions, self.library))
+    new = [x for x in reachable if (x, device) not in self.whole]
+    variants = {name: self._new_variant(name) for name in new}
+    for name, variant in variants.items():
+      self.whole[name, device] = variant.name
+    for name, variant in variants.items():
+      for inner in self.library[name].node_def:
+        calls = self._whole_calls(inner, device)
+        variant.edits[inner.name] = _Edit(device, calls)
+    return self._whole_calls(node, device)
+
+  def _whole_calls(self, node: NodeDef, device: str):
+    return tuple(
+      (x, self.whole[x, device])
+      for x in dict.fromkeys(functions_of(node, self.library))
+    )
+
+  def _new_variant(self, function: str) -> _Variant:
+    variants = self.variants.setdefault(function, [])
+    name, count = function, 0
+    while variants and name in self.taken:
+      count += 1
+      name = f"{function}_placed_{count}"
+    self.taken.add(name)
+    variants.append(_Variant(name, {}))
+    return variants[-1]
+
+  def _add_copy(self, function: str, name: str):
+    library = self.result.library
+    copy = library.function.add()
+    copy.CopyFrom(self.library[function])
+    copy.signature.name = name
+    for gradient in list(library.gradient):
+      if gradient.function_name == function:
+        library.gradient.add(
+          function_name=name, gradient_func=gradient.gradient_func
+        )
+    for gradient in list(library.registered_gradients):
+      if gradient.function_name == function:
+        library.registered_gradients.add(
+          function_name=name, registered_op_type=gradient.registered_op_type
+        )
+    return copy
+
+
+def _apply(node: NodeDef, edit: _Edit) -> None:
+  if edit.device is not None:
+    node.device = edit.device
+  renamed = {old: new for old, new in edit.calls if old != new}
+  if not renamed:
+    return
+  if node.op in renamed:
+    node.op = renamed[node.op]
+    return
+  for key in [k for k, v in node.attr.items() if _names_function(v, renamed)]:
+    value = node.attr[key]
+    for function in (value.func, *value.list.func):
+      function.name = renamed.get(function.name, function.name)
+
+
+def _names_function(value, names: Mapping) -> bool:
+  if value.HasField("func"):
+    return value.func.name in names
+  return any(x.name in names for x in value.list.func)

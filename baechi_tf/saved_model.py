@@ -1,0 +1,308 @@
+"""Writes a placed SavedModel, complete or not at all; loads one.
+
+The graph's nodes get their planned devices, the object graph's variables those
+of their handles. Everything else is copied. The new directory is built beside
+the target under a temporary name and then renamed.
+"""
+
+import contextlib
+import ctypes
+import dataclasses
+import errno
+import fcntl
+import os
+import shutil
+import uuid
+from collections.abc import Iterable
+from collections.abc import Iterator
+from collections.abc import Mapping
+
+import tensorflow as tf
+
+# Checked with TensorFlow 2.21: fingerprints of SavedModels.
+from tensorflow.core.protobuf import fingerprint_pb2
+from tensorflow.python.saved_model.pywrap_saved_model import fingerprinting
+
+from baechi_tf.device_rewrite import rewrite_devices
+from baechi_tf.function_library import called_function
+from baechi_tf.function_library import functions_by_name
+from baechi_tf.graph_files import choose_meta_graph
+from baechi_tf.graph_files import read_saved_model
+from baechi_tf.graph_item import GraphItem
+
+MetaGraphDef = tf.compat.v1.MetaGraphDef
+
+_MODEL = "saved_model.pb"
+_REWRITTEN = (_MODEL, "saved_model.pbtxt", "fingerprint.pb")
+_AT_FDCWD = -100
+_RENAME_EXCHANGE = 2
+
+
+@dataclasses.dataclass(frozen=True)
+class RewriteReport:
+  """What `write_saved_model` did.
+
+  Attributes:
+    path: the directory written.
+    num_ops: nodes whose device was set, those in bodies of loops aside.
+    num_variables: variables (and tables) that the object graph now places.
+    specialised: functions added because calls of one body have different
+      plans.
+  """
+
+  path: str
+  num_ops: int
+  num_variables: int
+  specialised: tuple[str, ...]
+
+
+def load(path: str | os.PathLike, tags: Iterable[str] | None = None):
+  """Returns a placed SavedModel, its variables on their planned devices.
+
+  `tf.saved_model.load` itself would put every variable on the default device,
+  and the ops that use it would follow.
+
+  Raises:
+    OSError: there is no such model.
+  """
+  policy = tf.saved_model.experimental.VariablePolicy.SAVE_VARIABLE_DEVICES
+  options = tf.saved_model.LoadOptions(experimental_variable_policy=policy)
+  tags = None if tags is None else list(tags)
+  return tf.saved_model.load(os.fspath(path), tags=tags, options=options)
+
+
+def write_saved_model(
+  source_dir: str | os.PathLike,
+  target_dir: str | os.PathLike,
+  item: GraphItem,
+  device_of: Mapping[str, str],
+  *,
+  overwrite: bool = False,
+  tags: Iterable[str] | None = None,
+) -> RewriteReport:
+  """Writes the model in `source_dir` with the item's ops on their devices.
+
+  Whoever looks at `target_dir` sees what was there before or the new model,
+  also if this process is killed (on a file system that cannot exchange two
+  names in one step: or, for an instant of an overwrite, nothing).
+
+  Args:
+    source_dir: the SavedModel that the item was read from; it is not changed.
+    target_dir: where the placed model goes.
+    item: which ops are where in the model.
+    device_of: the device of each planned op.
+    overwrite: whether a SavedModel at `target_dir` may be replaced.
+    tags: as they were given to `read_item`.
+
+  Raises:
+    ValueError: the target exists or is tied to the source, or the plan is not
+      one of this model's.
+    OSError: it cannot be written; nothing is left behind.
+  """
+  source, target = os.fspath(source_dir), os.fspath(target_dir)
+  _check_target(source, target, overwrite)
+  saved_model = read_saved_model(source)
+  meta_graph = choose_meta_graph(saved_model, tags)
+  num_variables = _place_variables(meta_graph, item, device_of)
+  graph_def, specialised = rewrite_devices(
+    meta_graph.graph_def, item.paths, device_of
+  )
+  meta_graph.graph_def.CopyFrom(graph_def)
+  with _replacing(target) as temporary:
+    _copy_files(source, temporary)
+    data = saved_model.SerializeToString(deterministic=True)
+    _write_file(os.path.join(temporary, _MODEL), data)
+    _write_fingerprint(source, temporary)
+    _sync_directories(temporary)
+  return RewriteReport(
+    path=target,
+    num_ops=sum(1 for name in device_of if item.paths[name]),
+    num_variables=num_variables,
+    specialised=specialised,
+  )
+
+
+def _check_target(source: str, target: str, overwrite: bool) -> None:
+  real_source, real_target = os.path.realpath(source), os.path.realpath(target)
+  common = os.path.commonpath([real_source, real_target])
+  if common == real_source:
+    raise ValueError(
+      f"the output {target} is the input {source} or inside it; choose another"
+      " directory"
+    )
+  if common == real_target:
+    raise ValueError(
+      f"the input {source} is inside the output {target}, which would be"
+      " replaced; choose another directory"
+    )
+  if not os.path.lexists(target):
+    return
+  if not overwrite:
+    raise ValueError(
+      f"{target} exists; give --overwrite to replace it, or another directory"
+    )
+  if not os.path.isfile(os.path.join(target, _MODEL)):
+    raise ValueError(
+      f"{target} is not a SavedModel, so --overwrite does not replace it;"
+      " remove it yourself or choose another directory"
+    )
+
+
+def _place_variables(
+  meta_graph: MetaGraphDef, item: GraphItem, device_of: Mapping[str, str]
+) -> int:
+  """Gives the object graph's variables the devices of their handles.
+
+  A function's captures are its last arguments, and the object graph knows
+  which object each one is.
+
+  Returns:
+    How many variables and tables were placed.
+  """
+  planned = {
+    item.paths[name][0]: device
+    for name, device in device_of.items()
+    if len(item.paths.get(name, ())) == 1
+  }
+  objects = meta_graph.object_graph_def
+  library = functions_by_name(meta_graph.graph_def)
+  placed = set()
+  for node in meta_graph.graph_def.node:
+    function = called_function(node, library)
+    if not function or function not in objects.concrete_functions:
+      continue
+    bound = objects.concrete_functions[function].bound_inputs
+    data = [x for x in node.input if not x.startswith("^")]
+    for handle, index in zip(
+      data[len(data) - len(bound) :], bound, strict=True
+    ):
+      kept = objects.nodes[index]
+      kind = kept.WhichOneof("kind")
+      if handle in planned and kind in ("variable", "resource"):
+        getattr(kept, kind).device = planned[handle]
+        placed.add(index)
+  return len(placed)
+
+
+@contextlib.contextmanager
+def _replacing(target: str) -> Iterator[str]:
+  """Yields a directory that takes the target's place when all went well.
+
+  A lock on the directory tells a running writer's from a killed one's, which
+  the next writer removes.
+  """
+  parent, name = os.path.split(os.path.abspath(target))
+  os.makedirs(parent, exist_ok=True)
+  prefix = f".{name}.baechi-"
+  _remove_abandoned(parent, prefix)
+  temporary = os.path.join(parent, f"{prefix}{uuid.uuid4().hex}")
+  os.mkdir(temporary)
+  lock = os.open(temporary, os.O_RDONLY)
+  try:
+    fcntl.flock(lock, fcntl.LOCK_EX)
+    try:
+      yield temporary
+      _move(temporary, target)
+    except OSError as error:
+      raise OSError(
+        error.errno,
+        f"cannot write the model, nothing was left behind: {error.strerror}",
+        target,
+      ) from error
+  finally:
+    os.close(lock)
+    # After an exchange this is the old model.
+    shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _remove_abandoned(parent: str, prefix: str) -> None:
+  for name in sorted(os.listdir(parent)):
+    path = os.path.join(parent, name)
+    if not name.startswith(prefix) or not os.path.isdir(path):
+      continue
+    lock = os.open(path, os.O_RDONLY)
+    try:
+      fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+      shutil.rmtree(path)
+    except BlockingIOError:
+      pass  # its writer is running
+    finally:
+      os.close(lock)
+
+
+def _move(temporary: str, target: str) -> None:
+  """Puts the new directory at the target, the old one where it was."""
+  if not os.path.lexists(target):
+    os.rename(temporary, target)
+  elif not _exchange(temporary, target):
+    aside = temporary + "-old"
+    os.rename(target, aside)
+    os.rename(temporary, target)
+    os.rename(aside, temporary)
+  _sync(os.path.dirname(os.path.abspath(target)))
+
+
+def _exchange(first: str, second: str) -> bool:
+  """Swaps two names in one step; False where the system cannot."""
+  libc = ctypes.CDLL(None, use_errno=True)
+  if not hasattr(libc, "renameat2"):
+    return False
+  ends = (os.fsencode(first), os.fsencode(second))
+  if not libc.renameat2(
+    _AT_FDCWD, ends[0], _AT_FDCWD, ends[1], _RENAME_EXCHANGE
+  ):
+    return True
+  code = ctypes.get_errno()
+  if code in (errno.ENOSYS, errno.EINVAL):
+    return False
+  raise OSError(code, os.strerror(code), second)
+
+
+def _copy_files(source: str, temporary: str) -> None:
+  """Copies all but the files that are written anew, to the disk."""
+  for directory, subdirectories, files in os.walk(source, followlinks=True):
+    subdirectories.sort()
+    relative = os.path.relpath(directory, source)
+    there = os.path.normpath(os.path.join(temporary, relative))
+    os.makedirs(there, exist_ok=True)
+    for name in sorted(files):
+      if relative == os.curdir and name in _REWRITTEN:
+        continue
+      copy = os.path.join(there, name)
+      shutil.copyfile(os.path.join(directory, name), copy)
+      _sync(copy)
+
+
+def _write_fingerprint(source: str, temporary: str) -> None:
+  """Writes the new model's fingerprint, if the source has one."""
+  if not os.path.isfile(os.path.join(source, "fingerprint.pb")):
+    return
+  fingerprint = fingerprint_pb2.FingerprintDef.FromString(
+    fingerprinting.CreateFingerprintDef(temporary)
+  )
+  # TensorFlow draws a random one; the same plan shall give the same bytes.
+  fingerprint.uuid = str(
+    uuid.uuid5(uuid.NAMESPACE_OID, str(fingerprint.saved_model_checksum))
+  )
+  data = fingerprint.SerializeToString(deterministic=True)
+  _write_file(os.path.join(temporary, "fingerprint.pb"), data)
+
+
+def _write_file(path: str, data: bytes) -> None:
+  with open(path, "wb") as file:
+    file.write(data)
+    file.flush()
+    os.fsync(file.fileno())
+
+
+def _sync(path: str) -> None:
+  descriptor = os.open(path, os.O_RDONLY)
+  try:
+    os.fsync(descriptor)
+  finally:
+    os.close(descriptor)
+
+
+def _sync_directories(root: str) -> None:
+  for directory, _, _ in os.walk(root):
+    _sync(directory)
