@@ -2,8 +2,8 @@
 
 import numpy as np
 import pytest
-import tensorflow as tf
 
+from tests.tensorflow_setup import tf
 from tools import benchmark_models
 from tools import export_models
 

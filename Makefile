@@ -1,0 +1,40 @@
+# make test and make demo set up all that they need in VENV, from nothing but
+# Python 3.11 or newer and the package registries.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+DEMO := demo_output
+
+export TF_CPP_MIN_LOG_LEVEL ?= 2
+
+.DELETE_ON_ERROR:
+.PHONY: test demo install clean
+
+test: install
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/python -m tools.check_build
+	$(BIN)/python -m pytest
+
+# Inception-V3's training step, placed on two CPU devices of this machine, runs
+# three steps beside the step that was not placed.
+demo: install $(DEMO)/inception/saved_model.pb
+	$(BIN)/baechi place $(DEMO)/inception $(DEMO)/placed --signature train \
+	  --cluster configs/clusters/local_2_cpus.toml --report $(DEMO)/report \
+	  --overwrite
+	$(BIN)/python -m tools.demo $(DEMO)/inception $(DEMO)/placed
+
+$(DEMO)/inception/saved_model.pb: tools/export_models.py \
+    tools/benchmark_models.py | install
+	rm -rf $(@D)
+	$(BIN)/python -m tools.export_models --model=inception --preset=tiny $(@D)
+
+install: $(VENV)/.installed
+
+$(VENV)/.installed: pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --editable '.[dev]'
+	touch $@
+
+clean:
+	rm -rf $(DEMO) $(VENV)
