@@ -301,6 +301,8 @@ def _number(value: Any, where: str, above: float | None = None) -> float:
   if bad or math.isnan(value):
     bound = f"> {above}" if above is not None else ">= 0"
     raise ValueError(f"{where} must be {bound}, got {value}")
+  if above is None and math.isinf(value):  # a bandwidth may be infinite
+    raise ValueError(f"{where} must be finite")
   return float(value)
 
 
@@ -321,7 +323,7 @@ def _list(value: Any, where: str, dict_items: bool = True) -> list:
 def _check_keys(table, where, required, optional) -> None:
   for key in sorted(required - table.keys()):
     raise ValueError(f"{where}: {key!r} is missing")
-  for key in table.keys() - required - optional:
+  for key in sorted(table.keys() - required - optional):
     raise ValueError(
       f"{where}: unknown key {key!r}; known keys are"
       f" {', '.join(sorted(required | optional))}"

@@ -136,9 +136,10 @@ class OpGraph:
       group: int `[n]` labels; ops of one label >= 0 must share a device.
 
     Raises:
-      ValueError: a name is repeated, a cost is negative or not finite, an
-        edge refers to an op or output that is not there, or the edges form a
-        cycle (the message names the ops on it).
+      ValueError: a name is repeated, an array's length is not what it should
+        be, a cost is negative or not finite, an edge or output refers to an op
+        or output that is not there, or the edges form a cycle (the message
+        names the ops on it).
     """
     n = len(names)
     names = tuple(names)
@@ -146,10 +147,10 @@ class OpGraph:
       seen = set()
       twice = next(x for x in names if x in seen or seen.add(x))
       raise ValueError(f"op {twice!r} is listed twice")
-    times = np.asarray(compute_time_us, np.float64).reshape(n, -1)
-    if times.shape[1] != len(device_types) and n:
+    times = np.asarray(compute_time_us, np.float64)
+    if times.size != n * len(device_types):
       raise ValueError(
-        f"compute_time_us has {times.shape[1]} columns for"
+        f"compute_time_us has {times.size} numbers for {n} ops on"
         f" {len(device_types)} device types"
       )
     times = times.reshape(n, len(device_types))
@@ -160,11 +161,17 @@ class OpGraph:
     if output_is_persistent is None:
       output_is_persistent = np.zeros(len(output_op), bool)
     _reject(names, "compute_time_us", ~(np.isfinite(times) & (times >= 0)))
+    if len(output_op) and not (0 <= output_op.min() and output_op.max() < n):
+      raise ValueError(f"an output belongs to an op outside 0..{n - 1}")
+    _check_length("output_bytes", output_bytes, len(output_op))
+    _check_length("output_is_persistent", output_is_persistent, len(output_op))
     _reject(names, "output_bytes", output_bytes < 0, output_op)
 
     source = np.asarray(edge_source, np.int64)
     output = np.asarray(edge_output, np.int64)
     target = np.asarray(edge_target, np.int64)
+    _check_length("edge_output", output, len(source))
+    _check_length("edge_target", target, len(source))
     num_outputs = np.bincount(output_op, minlength=n)
     _check_edges(names, num_outputs, source, output, target)
 
@@ -340,6 +347,7 @@ def dense_groups(labels: np.ndarray | None, num_ops: int) -> np.ndarray:
   if labels is None:
     return np.arange(num_ops, dtype=np.int64)
   labels = np.array(labels, np.int64)
+  _check_length("group", labels, num_ops)
   alone = labels < 0
   labels[alone] = labels.max(initial=0) + 1 + np.arange(alone.sum())
   _, first, inverse = np.unique(labels, return_index=True, return_inverse=True)
@@ -348,10 +356,18 @@ def dense_groups(labels: np.ndarray | None, num_ops: int) -> np.ndarray:
   return appearance[inverse]
 
 
+def _check_length(field, values, length) -> None:
+  if len(values) != length:
+    raise ValueError(f"{field} has {len(values)} entries, needs {length}")
+
+
 def _costs(names, field, values) -> np.ndarray:
   if values is None:
     return np.zeros(len(names), np.int64)
-  values = np.asarray(values, np.int64)
+  values = np.asarray(values)
+  _check_length(field, values, len(names))
+  _reject(names, field, ~np.isfinite(values))  # a cast would hide it
+  values = values.astype(np.int64)
   _reject(names, field, values < 0)
   return values
 

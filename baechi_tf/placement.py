@@ -118,7 +118,9 @@ def read_placement(
     try:
       fields = json.load(file)
       device_of = fields["placement"]
-      if not isinstance(device_of, dict):
+      if not isinstance(device_of, dict) or not all(
+        isinstance(device, str) for device in device_of.values()
+      ):
         raise TypeError
     except (ValueError, KeyError, TypeError):
       raise ValueError(
