@@ -1,0 +1,155 @@
+import json
+
+import numpy as np
+import pytest
+
+from baechi_tf.placement import check_placement
+from baechi_tf.placement import infeasible_message
+from baechi_tf.placement import Placement
+from baechi_tf.placement import placement_for
+from baechi_tf.placement import read_placement
+from tests.contracts import make_cluster
+from tests.contracts import make_graph
+from tests.contracts import Op
+
+GRAPH = make_graph([Op("b", group="g"), Op("a"), Op("ü/c", group="g")])
+CLUSTER = make_cluster(2)
+DEVICE_OF = {"b": "d1", "a": "d0", "ü/c": "d1"}
+
+
+def placement(device, graph=GRAPH, cluster=CLUSTER, **figures):
+  return Placement(
+    graph.names, cluster.device_names, np.array(device), **figures
+  )
+
+
+def test_json_round_trip_keeps_the_devices(tmp_path):
+  path = tmp_path / "plan.json"
+  before = placement([1, 0, 1], makespan_us=2.5, lower_bound_us=2.0)
+  path.write_text(before.to_json(), encoding="utf-8")
+  after = read_placement(path, GRAPH, CLUSTER)
+  assert after.as_dict() == before.as_dict() == DEVICE_OF
+  assert after.device.tolist() == [1, 0, 1]
+
+
+def test_to_json_has_the_documented_fields():
+  text = placement([1, 0, 1], makespan_us=2.5, lower_bound_us=2.0).to_json()
+  assert json.loads(text) == {
+    "devices": ["d0", "d1"],
+    "placement": DEVICE_OF,
+    "makespan_us": 2.5,
+    "lower_bound_us": 2.0,
+  }
+  assert text.endswith("}\n")
+
+
+def test_to_json_of_equal_placements_is_the_same_text():
+  assert placement([1, 0, 1]).to_json() == placement([1, 0, 1]).to_json()
+
+
+def test_placement_for_ignores_the_order_of_the_mapping():
+  reversed_order = dict(reversed(DEVICE_OF.items()))
+  assert placement_for(GRAPH, CLUSTER, reversed_order).device.tolist() == [
+    1,
+    0,
+    1,
+  ]
+
+
+def test_placement_for_missing_op_error_names_it():
+  with pytest.raises(ValueError, match="2 of 3 ops have no device.*'b'.*other"):
+    placement_for(GRAPH, CLUSTER, {"a": "d0"})
+
+
+def test_placement_for_unknown_op_error_names_it():
+  with pytest.raises(ValueError, match="unknown op 'z'"):
+    placement_for(GRAPH, CLUSTER, {**DEVICE_OF, "z": "d0"})
+
+
+def test_placement_for_unknown_device_error_names_it():
+  with pytest.raises(ValueError, match="'a' is placed on 'd7'.*d0, d1"):
+    placement_for(GRAPH, CLUSTER, {**DEVICE_OF, "a": "d7"})
+
+
+def test_placement_for_split_group_error_names_both_ops():
+  with pytest.raises(ValueError, match="'b' and 'ü/c' must share .*d0 and d1"):
+    placement_for(GRAPH, CLUSTER, {**DEVICE_OF, "b": "d0"})
+
+
+@pytest.mark.parametrize(
+  "text",
+  [
+    "",
+    "{",
+    "[]",
+    "3",
+    '"placement"',
+    "{}",
+    '{"placement": ["d0"]}',
+    '{"placement": "d0"}',
+    '{"placement": {"a": ["d0"]}}',
+    '{"placement": {"a": 0}}',
+  ],
+)
+def test_read_placement_of_another_file_is_an_error(tmp_path, text):
+  path = tmp_path / "plan.json"
+  path.write_text(text)
+  with pytest.raises(ValueError, match=r"plan\.json: not a placement file"):
+    read_placement(path, GRAPH, CLUSTER)
+
+
+def test_read_placement_binary_file_is_an_error(tmp_path):
+  path = tmp_path / "plan.json"
+  path.write_bytes(b"\xff\xfe")
+  with pytest.raises(ValueError, match="not a placement file"):
+    read_placement(path, GRAPH, CLUSTER)
+
+
+def test_read_placement_error_names_the_file(tmp_path):
+  path = tmp_path / "plan.json"
+  path.write_text(json.dumps({"placement": {"a": "d0"}}))
+  with pytest.raises(ValueError, match=r"plan\.json: 2 of 3 ops"):
+    read_placement(path, GRAPH, CLUSTER)
+
+
+def test_read_placement_missing_file_is_an_os_error(tmp_path):
+  with pytest.raises(FileNotFoundError):
+    read_placement(tmp_path / "none.json", GRAPH, CLUSTER)
+
+
+@pytest.mark.parametrize(
+  ("device", "message"),
+  [
+    ([0, 1, 2], "op 'ü/c' has no device"),
+    ([0, -1, 0], "op 'a' has no device"),
+    ([0, 1], "2 devices for 3 ops"),
+    ([0, 1, 1], "'b' and 'ü/c' must share a device"),
+  ],
+)
+def test_check_placement_broken_placement_is_an_error(device, message):
+  with pytest.raises(ValueError, match=message):
+    check_placement(GRAPH, CLUSTER, placement(device))
+
+
+def test_check_placement_of_other_graph_or_cluster_is_an_error():
+  other = make_graph([Op("x"), Op("y"), Op("z")])
+  with pytest.raises(ValueError, match="not of this graph's ops"):
+    check_placement(GRAPH, CLUSTER, placement([0, 0, 0], graph=other))
+  three = make_cluster(3)
+  with pytest.raises(ValueError, match="not on this cluster's devices"):
+    check_placement(GRAPH, CLUSTER, placement([0, 0, 0], cluster=three))
+
+
+def test_check_placement_of_nothing_passes():
+  empty = make_graph([])
+  check_placement(empty, CLUSTER, placement([], graph=empty))
+
+
+def test_infeasible_message_says_what_is_needed_and_what_is_left():
+  message = infeasible_message(GRAPH, CLUSTER, 0, 12345, np.array([-7, 1000]))
+  assert "op 'b' (with 1 ops that must share its device)" in message
+  assert "needs 12,345 bytes" in message
+  assert "d0 0, d1 1,000" in message
+  assert "with" not in infeasible_message(
+    GRAPH, CLUSTER, 1, 5, np.array([0, 0])
+  )
