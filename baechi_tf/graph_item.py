@@ -5,7 +5,6 @@ the step is a node of one graph; a whole loop or branch stays one op.
 """
 
 import dataclasses
-import difflib
 import os
 from collections.abc import Callable
 from collections.abc import Iterable
@@ -16,9 +15,6 @@ import tensorflow as tf
 
 from baechi_tf import initializer as initializers
 from baechi_tf.function_library import CONTROL
-from baechi_tf.function_library import format_ref
-from baechi_tf.function_library import functions_by_name
-from baechi_tf.function_library import output_offsets
 from baechi_tf.function_library import parse_ref
 from baechi_tf.function_library import Ref
 from baechi_tf.graph_files import check_variables
@@ -26,32 +22,23 @@ from baechi_tf.graph_files import choose_meta_graph
 from baechi_tf.graph_files import read_graph_file
 from baechi_tf.graph_files import read_saved_model
 from baechi_tf.inlining import inline
-from baechi_tf.liveness import check_no_lowered_loop
+from baechi_tf.liveness import check_no_cycle
 from baechi_tf.liveness import flat_graph_def
 from baechi_tf.liveness import live_nodes
+from baechi_tf.signatures import checked_fetches
+from baechi_tf.signatures import choose_signature
+from baechi_tf.signatures import Feed
+from baechi_tf.signatures import init_op
+from baechi_tf.signatures import nodes_behind
+from baechi_tf.signatures import placeholder_feeds
+from baechi_tf.signatures import quoted
+from baechi_tf.signatures import signature_feeds
+from baechi_tf.signatures import signature_names
+from baechi_tf.signatures import signature_outputs
+from baechi_tf.signatures import sinks
 
 GraphDef = tf.compat.v1.GraphDef
 MetaGraphDef = tf.compat.v1.MetaGraphDef
-
-_INIT_SIGNATURE = "__saved_model_init_op"
-_TRAIN_SIGNATURE = "__saved_model_train_op"
-
-
-@dataclasses.dataclass(frozen=True)
-class Feed:
-  """One input of the step.
-
-  Attributes:
-    name: the signature's argument, or the placeholder's name without one.
-    tensor: the tensor to feed, such as "x:0".
-    dtype: its type.
-    shape: its dimensions, None where unknown; None if even their number is.
-  """
-
-  name: str
-  tensor: str
-  dtype: tf.DType
-  shape: tuple[int | None, ...] | None
 
 
 @dataclasses.dataclass(frozen=True, eq=False, repr=False)
@@ -129,24 +116,20 @@ def read_item(
 
 def _read_step(meta_graph, source, initializer, signature, fetches):
   original = meta_graph.graph_def
+  names = signature_names(meta_graph)
   if fetches:
-    outputs = _checked_fetches(original, fetches)
-    feeds = _placeholder_feeds(original, outputs)
-  elif meta_graph.signature_def:
-    name = _choose_signature(meta_graph, signature)
-    feeds = _signature_feeds(meta_graph.signature_def[name])
-    outputs = _signature_outputs(meta_graph.signature_def[name])
+    outputs = checked_fetches(original, fetches)
+    feeds = placeholder_feeds(original, outputs)
+  elif names or signature:
+    chosen = meta_graph.signature_def[choose_signature(names, signature)]
+    outputs = signature_outputs(chosen)
+    feeds = signature_feeds(chosen)
     if not outputs:
-      raise ValueError(f"signature {name!r} returns nothing to run for")
-  elif signature:
-    raise ValueError(
-      f"there is no signature {signature!r}: the graph has none; name the"
-      " tensors of the step with --fetch"
-    )
+      raise ValueError("the signature returns nothing to run for")
   else:
     raise ValueError(
       "the graph has no signature: name the tensors of the step with --fetch;"
-      f" nothing consumes {_quoted(_sinks(original))}"
+      f" nothing consumes {quoted(sinks(original))}"
     )
   return make_item(original, feeds, outputs, source, initializer)
 
@@ -173,8 +156,9 @@ def make_item(
   fed = [parse_ref(feed.tensor) for feed in feeds]
   roots = list(initializer.roots)
   nodes = {node.name: node for node in original.node}
+  _check_nodes(original, nodes)
   _check_present(nodes, [*(name for name, _ in (*fed, *outputs)), *roots])
-  in_step = _behind([name for name, _ in (*outputs, *fed)], nodes)
+  in_step = nodes_behind([name for name, _ in (*outputs, *fed)], nodes)
   flat = inline(original, nodes.keys() - in_step, (*outputs, *fed))
 
   resolved = [flat.returns[ref] for ref in outputs]
@@ -183,7 +167,7 @@ def make_item(
   fed_nodes = [flat.returns[ref][0][0] for ref in fed]
   live, targets = live_nodes(flat, starts, calls, fed_nodes)
   targets = [name for (name, x), _ in resolved if x == CONTROL] + targets
-  check_no_lowered_loop(flat.nodes.items(), live)
+  check_no_cycle(flat, live)
   live.update(fed_nodes)
   kept, _ = live_nodes(flat, [*live, *roots], [])
   return GraphItem(
@@ -203,15 +187,14 @@ def make_item(
   )
 
 
-def _behind(names: Iterable[str], nodes: Mapping) -> set[str]:
-  """Returns the nodes and all that they depend on."""
-  found, pending = set(), list(names)
-  while pending:
-    name = pending.pop()
-    if name not in found and name in nodes:
-      found.add(name)
-      pending.extend(parse_ref(x)[0] for x in nodes[name].input)
-  return found
+def _check_nodes(original: GraphDef, nodes: Mapping) -> None:
+  if len(nodes) == len(original.node):
+    return
+  seen = set()
+  for node in original.node:
+    if node.name in seen:
+      raise ValueError(f"the graph has two nodes {node.name!r}")
+    seen.add(node.name)
 
 
 def _check_present(nodes: Mapping, names: Iterable[str]) -> None:
@@ -222,143 +205,10 @@ def _check_present(nodes: Mapping, names: Iterable[str]) -> None:
 
 def _checkpoint(meta_graph, directory) -> initializers.Checkpoint:
   saver = meta_graph.saver_def
-  init_op = ""
-  if _INIT_SIGNATURE in meta_graph.signature_def:
-    (tensor,) = meta_graph.signature_def[_INIT_SIGNATURE].outputs.values()
-    init_op = tensor.name
-  for key in ("saved_model_main_op", "legacy_init_op"):
-    if not init_op and key in meta_graph.collection_def:
-      init_op = meta_graph.collection_def[key].node_list.value[0]
   return initializers.Checkpoint(
     directory=directory,
     filename_tensor=saver.filename_tensor_name,
     restore_op=saver.restore_op_name,
-    init_op=init_op.partition(":")[0],
+    init_op=init_op(meta_graph),
     assets={x.tensor_info.name: x.filename for x in meta_graph.asset_file_def},
   )
-
-
-def _choose_signature(meta_graph: MetaGraphDef, signature: str | None) -> str:
-  names = sorted(
-    meta_graph.signature_def.keys() - {_INIT_SIGNATURE, _TRAIN_SIGNATURE}
-  )
-  if signature is not None:
-    if signature not in names:
-      raise ValueError(
-        f"there is no signature {signature!r}; there are {_quoted(names)}"
-      )
-    return signature
-  if len(names) == 1:
-    return names[0]
-  default = tf.saved_model.DEFAULT_SERVING_SIGNATURE_DEF_KEY
-  if default in names:
-    return default
-  raise ValueError(
-    f"choose one of the signatures {_quoted(names)} with --signature"
-  )
-
-
-def _tensors(info) -> list[tuple[str, str]]:
-  """Returns (suffix, tensor name) of each component of a TensorInfo."""
-  kind = info.WhichOneof("encoding")
-  if kind == "coo_sparse":
-    sparse = info.coo_sparse
-    return [
-      ("/values", sparse.values_tensor_name),
-      ("/indices", sparse.indices_tensor_name),
-      ("/dense_shape", sparse.dense_shape_tensor_name),
-    ]
-  if kind == "composite_tensor":
-    return [
-      (f"/{i}{suffix}", name)
-      for i, part in enumerate(info.composite_tensor.components)
-      for suffix, name in _tensors(part)
-    ]
-  return [("", info.name)] if info.name else []
-
-
-def _signature_feeds(signature) -> list[Feed]:
-  feeds = []
-  for name, info in sorted(signature.inputs.items()):
-    whole = info.WhichOneof("encoding") == "name"
-    for suffix, tensor in _tensors(info):
-      feeds.append(
-        Feed(
-          name=name + suffix,
-          tensor=tensor,
-          dtype=tf.as_dtype(info.dtype),
-          shape=_dimensions(info.tensor_shape) if whole else None,
-        )
-      )
-  return feeds
-
-
-def _signature_outputs(signature) -> list[Ref]:
-  outputs = []
-  for _, info in sorted(signature.outputs.items()):
-    for _, tensor in _tensors(info):
-      name, output = parse_ref(tensor)
-      outputs.append((name, output if ":" in tensor else CONTROL))
-  return outputs
-
-
-def _dimensions(shape) -> tuple[int | None, ...] | None:
-  if shape.unknown_rank:
-    return None
-  return tuple(None if x.size < 0 else x.size for x in shape.dim)
-
-
-def _placeholder_feeds(graph_def: GraphDef, outputs: list[Ref]) -> list[Feed]:
-  nodes = {node.name: node for node in graph_def.node}
-  needed = _behind([name for name, _ in outputs], nodes)
-  feeds = []
-  for node in graph_def.node:
-    if node.op != "Placeholder" or node.name not in needed:
-      continue
-    dtype = tf.as_dtype(node.attr["dtype"].type)
-    if dtype in (tf.resource, tf.variant):
-      raise ValueError(
-        f"placeholder {node.name!r} takes a {dtype.name}, which cannot be fed:"
-        " save the model with tf.saved_model.save, which keeps its variables"
-      )
-    has_shape = "shape" in node.attr
-    shape = _dimensions(node.attr["shape"].shape) if has_shape else None
-    feeds.append(Feed(node.name, f"{node.name}:0", dtype, shape))
-  return feeds
-
-
-def _checked_fetches(graph_def: GraphDef, fetches: Sequence[str]) -> list[Ref]:
-  nodes = {node.name: node for node in graph_def.node}
-  library = functions_by_name(graph_def)
-  outputs = []
-  for fetch in fetches:
-    name, output = parse_ref(fetch)
-    if name not in nodes:
-      near = difflib.get_close_matches(name, nodes, 3)
-      hint = (
-        f"did you mean {_quoted(near)}?"
-        if near
-        else (f"nothing consumes {_quoted(_sinks(graph_def))}")
-      )
-      raise ValueError(f"there is no op {name!r} to fetch; {hint}")
-    _, num_outputs = output_offsets(nodes[name], library)
-    if ":" not in fetch and not num_outputs:
-      output = CONTROL
-    elif output >= num_outputs:
-      raise ValueError(
-        f"op {name!r} has {num_outputs} outputs: there is no"
-        f" {format_ref((name, output))!r} to fetch"
-      )
-    outputs.append((name, output))
-  return outputs
-
-
-def _sinks(graph_def: GraphDef) -> list[str]:
-  consumed = {parse_ref(x)[0] for n in graph_def.node for x in n.input}
-  return [n.name for n in graph_def.node if n.name not in consumed]
-
-
-def _quoted(names: Sequence[str]) -> str:
-  shown = ", ".join(map(repr, names[:10]))
-  more = len(names) - 10
-  return f"{shown} and {more} more" if more > 0 else shown

@@ -7,6 +7,9 @@ from collections.abc import Mapping
 import numpy as np
 import tensorflow as tf
 
+# Checked with TensorFlow 2.21: reads a variable while a session is open.
+from tensorflow.python.eager import context
+
 _VARIABLES = ("VarHandleOp", "VariableV2", "Variable")
 
 
@@ -77,7 +80,8 @@ class Values:
     with session.graph.as_default():
       for variable in variables:
         if variable.name in self.variables:
-          value = self.variables[variable.name].numpy()
+          with context.eager_mode():
+            value = self.variables[variable.name].numpy()
         else:
           value = _zeros(variable)
         feed = tf.compat.v1.placeholder(variable.get_attr("dtype"), value.shape)

@@ -98,12 +98,36 @@ def _drop_lost_classes(node: NodeDef, keep: set[str]) -> None:
     node.attr["_class"].list.s.extend(names)
 
 
-def check_no_lowered_loop(nodes: Iterable[NodeDef], names: set[str]) -> None:
-  """Raises ValueError if a live node belongs to a loop that is a cycle."""
-  for name, node in nodes:
-    if name in names and re.fullmatch("(Ref)?(Enter|NextIteration)", node.op):
+def check_no_cycle(flat: FlatGraph, names: set[str]) -> None:
+  """Raises ValueError if live nodes wait for each other.
+
+  A lowered loop is such a cycle; it has no op that stands for all of it.
+  """
+  waits = {name: {x for x, _ in flat.inputs[name]} & names for name in names}
+  consumers = collections.defaultdict(list)
+  for name, producers in waits.items():
+    for producer in producers:
+      consumers[producer].append(name)
+  pending = {name: len(producers) for name, producers in waits.items()}
+  ready = [name for name, count in pending.items() if not count]
+  while ready:
+    name = ready.pop()
+    del pending[name]
+    for consumer in consumers[name]:
+      pending[consumer] -= 1
+      if not pending[consumer]:
+        ready.append(consumer)
+  if not pending:
+    return
+  stuck = sorted(pending)
+  for name in stuck:
+    if re.fullmatch("(Ref)?NextIteration", flat.nodes[name].op):
       raise ValueError(
-        f"op {name!r} is a {node.op}: the graph holds a loop that was lowered"
-        " to a cycle; export the model again with"
+        f"op {name!r} is a {flat.nodes[name].op}: the graph holds a loop that"
+        " was lowered to a cycle; export the model again with"
         " tf.compat.v1.enable_control_flow_v2(), which keeps a loop one op"
       )
+  raise ValueError(
+    f"{len(stuck)} ops wait for each other in a cycle that is no loop, among"
+    f" them {', '.join(map(repr, stuck[:5]))}"
+  )

@@ -256,7 +256,7 @@ def test_read_item_missing_output_tells_how_many(graph_file):
 def test_read_item_lowered_loop_is_rejected(tmp_path):
   path = tmp_path / "loop.pb"
   write_graph(models.lowered_loop(), path)
-  with pytest.raises(ValueError, match="is a Enter: .*control_flow_v2"):
+  with pytest.raises(ValueError, match="is a NextIteration: .*control_flow_v2"):
     read_item(path, fetches=["y"])
 
 
