@@ -40,6 +40,8 @@ class DeviceType:
     frequency_mhz: clock of a core.
     bytes_per_us: memory bandwidth.
     architecture: a GPU's compute capability, such as "7.0".
+    flops_per_cycle: floating point operations that a core does in a cycle at
+      best; None for Grappler's own count (a CPU: 1; a GPU: by architecture).
     launch_us: least time that any op takes (a kernel launch on a GPU, the
       executor's own work per op on a CPU).
   """
@@ -49,6 +51,7 @@ class DeviceType:
   frequency_mhz: int
   bytes_per_us: float
   architecture: str = ""
+  flops_per_cycle: float | None = None
   launch_us: float = 1.0
 
 
@@ -264,7 +267,8 @@ def _device(table: Mapping[str, Any], where: str) -> Device:
 
 def _device_type(table: Mapping[str, Any], where: str) -> DeviceType:
   required = {"kind", "cores", "frequency_mhz", "bytes_per_us"}
-  _check_keys(table, where, required, {"architecture", "launch_us"})
+  optional = {"architecture", "flops_per_cycle", "launch_us"}
+  _check_keys(table, where, required, optional)
   if table["kind"] not in ("CPU", "GPU"):
     raise ValueError(f'{where}: kind must be "CPU" or "GPU"')
   for key in ("cores", "frequency_mhz"):
@@ -274,11 +278,16 @@ def _device_type(table: Mapping[str, Any], where: str) -> DeviceType:
     key: _number(table[key], f"{where}: {key}", above=0)
     for key in ("cores", "frequency_mhz", "bytes_per_us")
   }
+  flops_per_cycle = table.get("flops_per_cycle")
+  if flops_per_cycle is not None:
+    where_flops = f"{where}: flops_per_cycle"
+    flops_per_cycle = _number(flops_per_cycle, where_flops, above=0)
   numbers["cores"] = int(numbers["cores"])
   numbers["frequency_mhz"] = int(numbers["frequency_mhz"])
   return DeviceType(
     kind=table["kind"],
     architecture=str(table.get("architecture", "")),
+    flops_per_cycle=flops_per_cycle,
     launch_us=_number(table.get("launch_us", 1.0), f"{where}: launch_us"),
     **numbers,
   )
