@@ -4,7 +4,8 @@ One event loop gives every placer its final figure. The rules (Jeon et al.,
 *Baechi*, SoCC 2020, and where we depart from it):
 
 - A device runs one op at a time: of the ops whose inputs have all arrived, the
-  first in topological order (`OpGraph.order`).
+  first in topological order (`OpGraph.order`). All that ends at an instant ends
+  before anything starts.
 - A tensor is sent to each other device that consumes it once, in
   `latency + bytes / bandwidth`. Tensors leave in the order in which they become
   ready (ties: topological order, then device), each as soon as the sender's
