@@ -89,6 +89,22 @@ def has_effects(node: NodeDef, library: Mapping) -> bool:
   return definition is None or definition.is_stateful
 
 
+def attr_value(node: NodeDef, name: str, definition):
+  """Returns an attr, or its default: SavedModels leave out what is default.
+
+  Args:
+    node: it is not changed, as `node.attr[name]` might.
+    name: of the attr.
+    definition: the OpDef of the node's op.
+  """
+  if name in node.attr:
+    return node.attr[name]
+  for attr in definition.attr:
+    if attr.name == name:
+      return attr.default_value
+  raise ValueError(f"node {node.name!r} has no attr {name!r}")
+
+
 def output_offsets(node: NodeDef, library: Mapping) -> tuple[dict, int]:
   """Returns where each named output begins, and how many outputs there are.
 
@@ -108,9 +124,10 @@ def output_offsets(node: NodeDef, library: Mapping) -> tuple[dict, int]:
   for output in definition.output_arg:
     offsets[output.name] = total
     if output.number_attr:
-      total += node.attr[output.number_attr].i
+      total += attr_value(node, output.number_attr, definition).i
     elif output.type_list_attr:
-      total += len(node.attr[output.type_list_attr].list.type)
+      types = attr_value(node, output.type_list_attr, definition)
+      total += len(types.list.type)
     else:
       total += 1
   return offsets, total

@@ -192,27 +192,38 @@ def _replacing(target: str) -> Iterator[str]:
   the next writer removes.
   """
   parent, name = os.path.split(os.path.abspath(target))
-  os.makedirs(parent, exist_ok=True)
   prefix = f".{name}.baechi-"
-  _remove_abandoned(parent, prefix)
   temporary = os.path.join(parent, f"{prefix}{uuid.uuid4().hex}")
-  os.mkdir(temporary)
-  lock = os.open(temporary, os.O_RDONLY)
   try:
-    fcntl.flock(lock, fcntl.LOCK_EX)
-    try:
+    _remove_abandoned(parent, prefix)
+    os.mkdir(temporary)
+    with _locked(temporary):
       yield temporary
       _move(temporary, target)
-    except OSError as error:
-      raise OSError(
-        error.errno,
-        f"cannot write the model, nothing was left behind: {error.strerror}",
-        target,
-      ) from error
+  except OSError as error:
+    raise OSError(
+      error.errno,
+      f"cannot write the model, nothing was left behind: {error.strerror}",
+      target,
+    ) from error
   finally:
-    os.close(lock)
     # After an exchange this is the old model.
     shutil.rmtree(temporary, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def _locked(directory: str) -> Iterator[None]:
+  """Holds the directory's lock, which a killed process loses.
+
+  Raises:
+    BlockingIOError: another process holds it.
+  """
+  descriptor = os.open(directory, os.O_RDONLY)
+  try:
+    fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    yield
+  finally:
+    os.close(descriptor)
 
 
 def _remove_abandoned(parent: str, prefix: str) -> None:
@@ -220,14 +231,8 @@ def _remove_abandoned(parent: str, prefix: str) -> None:
     path = os.path.join(parent, name)
     if not name.startswith(prefix) or not os.path.isdir(path):
       continue
-    lock = os.open(path, os.O_RDONLY)
-    try:
-      fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-      shutil.rmtree(path)
-    except BlockingIOError:
-      pass  # its writer is running
-    finally:
-      os.close(lock)
+    with contextlib.suppress(BlockingIOError), _locked(path):
+      shutil.rmtree(path)  # its writer is gone
 
 
 def _move(temporary: str, target: str) -> None:

@@ -1,0 +1,103 @@
+"""The pass for programmers: an item in, its graph with devices out.
+
+As Grappler's passes: the input stays as it is, what the pass needs is checked
+before any work, and what it promises before it returns.
+"""
+
+import dataclasses
+
+import tensorflow as tf
+
+from baechi_tf.cluster import Cluster
+from baechi_tf.costs import analytical
+from baechi_tf.costs.inputs import concrete_shapes
+from baechi_tf.costs.profile import complete
+from baechi_tf.costs.profile import Profile
+from baechi_tf.device_rewrite import rewrite_devices
+from baechi_tf.graph_import import op_graph_from_item
+from baechi_tf.graph_item import GraphItem
+from baechi_tf.placement import check_placement
+from baechi_tf.placers import PLACERS
+from baechi_tf.planner import BEST
+from baechi_tf.planner import plan
+
+GraphDef = tf.compat.v1.GraphDef
+
+
+@dataclasses.dataclass(frozen=True)
+class PlacementPass:
+  """Places the ops of an item on the devices of a cluster.
+
+  Attributes:
+    placer: a name in `PLACERS`, or "best", which tries all.
+    coplacement: whether ops may be co-placed before they are placed.
+    fusion: whether co-placed ops may be contracted to one.
+    profile: the ops' costs by device type. What it lacks is estimated from
+      the cluster's description of the device type.
+    batch_size: for estimates, what an input's first dimension is if the item
+      does not say.
+  """
+
+  placer: str = BEST
+  coplacement: bool = True
+  fusion: bool = True
+  profile: Profile | None = None
+  batch_size: int | None = None
+
+  def optimize(self, cluster: Cluster, item: GraphItem) -> GraphDef:
+    """Returns the item's flat graph with every planned op's device set.
+
+    Args:
+      cluster: the devices, by the names that TensorFlow knows them under.
+      item: what is placed; it is not changed.
+
+    Raises:
+      ValueError: the placer is unknown, a device's name is none of
+        TensorFlow's, or an op has no cost.
+      InfeasiblePlacementError: no plan was found that fits the memory.
+    """
+    self._check(cluster)
+    costs = self._costs(cluster, item)
+    graph = op_graph_from_item(item, costs, cluster.types)
+    result = plan(
+      graph,
+      cluster,
+      placer=self.placer,
+      coplacement=self.coplacement,
+      fusion=self.fusion,
+    )
+    check_placement(graph, cluster, result.placement)
+    paths = {name: (name,) for name in item.op_names}
+    placed, _ = rewrite_devices(
+      item.graph_def, paths, result.placement.as_dict()
+    )
+    return placed
+
+  def _check(self, cluster: Cluster) -> None:
+    if self.placer != BEST and self.placer not in PLACERS:
+      raise ValueError(
+        f"unknown placer {self.placer!r}; choose from"
+        f" {', '.join([BEST, *PLACERS])}"
+      )
+    for name in cluster.device_names:
+      try:
+        spec = tf.DeviceSpec.from_string(name)
+      except ValueError:
+        spec = tf.DeviceSpec()
+      if spec.device_type is None or spec.device_index is None:
+        raise ValueError(
+          f"device {name!r} is no name of TensorFlow's; write one such as"
+          " '/job:localhost/replica:0/task:0/device:CPU:0'"
+        )
+
+  def _costs(self, cluster: Cluster, item: GraphItem) -> Profile:
+    known = self.profile or {}
+    estimates = {}
+    for name in dict.fromkeys(cluster.types):
+      is_known = known.get(name, {}).keys() >= set(item.op_names)
+      if name in cluster.device_types and not is_known:
+        shapes = concrete_shapes(item, self.batch_size)
+        described = cluster.device_types[name]
+        estimates[name] = analytical.estimate(item, described, shapes)
+    costs, _ = complete(known, item, cluster.types, estimates)
+    return costs
