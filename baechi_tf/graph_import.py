@@ -20,6 +20,7 @@ from tensorflow.python.framework import op_def_registry
 from baechi_tf.coarsening.colocation import merge_groups
 from baechi_tf.costs.profile import OpCost
 from baechi_tf.costs.profile import Profile
+from baechi_tf.function_library import attr_value
 from baechi_tf.function_library import CONTROL
 from baechi_tf.function_library import functions_by_name
 from baechi_tf.function_library import parse_ref
@@ -112,32 +113,36 @@ class _Signatures:
 
   def output_dtypes(self, node) -> list[int]:
     """Returns the DataType of each output, whether a reference or not."""
-    return _dtypes(self.of(node).output_arg, node)
+    definition = self.of(node)
+    return _dtypes(definition.output_arg, node, definition)
 
   def reference_inputs(self, node) -> list[int]:
     """Returns which inputs must be the very buffer of their producer."""
-    arguments = self.of(node).input_arg
+    definition = self.of(node)
+    arguments = definition.input_arg
     if not any(x.is_ref for x in arguments):
       return []
     return [
       i
       for i, is_ref in enumerate(
-        x.is_ref for x in arguments for _ in _dtypes([x], node)
+        x.is_ref for x in arguments for _ in _dtypes([x], node, definition)
       )
       if is_ref
     ]
 
 
-def _dtypes(arguments, node) -> list[int]:
+def _dtypes(arguments, node, definition) -> list[int]:
   dtypes = []
   for x in arguments:
     if x.type_list_attr:
-      dtypes.extend(node.attr[x.type_list_attr].list.type)
+      value = attr_value(node, x.type_list_attr, definition)
+      dtypes.extend(value.list.type)
       continue
-    dtype = x.type or node.attr[x.type_attr].type
-    dtypes.extend(
-      [dtype] * (node.attr[x.number_attr].i if x.number_attr else 1)
-    )
+    dtype = x.type or attr_value(node, x.type_attr, definition).type
+    count = 1
+    if x.number_attr:
+      count = attr_value(node, x.number_attr, definition).i
+    dtypes.extend([dtype] * count)
   return dtypes
 
 
