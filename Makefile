@@ -25,7 +25,7 @@ demo: install $(DEMO)/inception/saved_model.pb
 	$(BIN)/python -m tools.demo $(DEMO)/inception $(DEMO)/placed
 
 $(DEMO)/inception/saved_model.pb: tools/export_models.py \
-    tools/benchmark_models.py | install
+    tools/training_step.py tools/benchmark_models.py | install
 	rm -rf $(@D)
 	$(BIN)/python -m tools.export_models --model=inception --preset=tiny $(@D)
 

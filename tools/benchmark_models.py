@@ -78,6 +78,30 @@ PRESETS: Mapping[str, Mapping[str, Sizes]] = {
 }
 
 
+def sizes_for(model: str, preset: str, **overrides: int) -> Sizes:
+  """Returns the preset sizes of a model, but for the overrides.
+
+  Raises:
+    ValueError: there is no such model or preset, the model has no such size,
+      or a size is not positive.
+  """
+  if preset not in PRESETS:
+    raise ValueError(f"no preset {preset!r}; presets are {', '.join(PRESETS)}")
+  if model not in PRESETS[preset]:
+    names = ", ".join(PRESETS[preset])
+    raise ValueError(f"no model {model!r}; models are {names}")
+  sizes = PRESETS[preset][model]
+  known = [field.name for field in dataclasses.fields(sizes)]
+  for name, value in overrides.items():
+    if name not in known:
+      raise ValueError(
+        f"{model} has no size {name!r}; its sizes are {', '.join(known)}"
+      )
+    if value < 1:
+      raise ValueError(f"{name}={value} must be at least 1")
+  return dataclasses.replace(sizes, **overrides)
+
+
 @dataclasses.dataclass(frozen=True, eq=False)
 class Benchmark:
   """A model and what one example batch of it looks like.

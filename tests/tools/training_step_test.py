@@ -5,7 +5,7 @@ import pytest
 
 from tests.tensorflow_setup import tf
 from tools import benchmark_models
-from tools import export_models
+from tools import training_step
 
 MODELS = [
   pytest.param("inception", marks=pytest.mark.slow),
@@ -15,9 +15,9 @@ MODELS = [
 
 
 def _step(model, optimizer="fused_adam", **overrides):
-  sizes = export_models.sizes_for(model, "tiny", **overrides)
+  sizes = benchmark_models.sizes_for(model, "tiny", **overrides)
   benchmark = benchmark_models.build(sizes)
-  return benchmark, export_models.TrainingStep(benchmark, optimizer)
+  return benchmark, training_step.TrainingStep(benchmark, optimizer)
 
 
 def _losses(train, batch, num_steps):
@@ -28,7 +28,7 @@ def _losses(train, batch, num_steps):
 @pytest.mark.parametrize("model", MODELS)
 def test_saved_step_trains_as_the_live_one(model, tmp_path):
   benchmark, step = _step(model)
-  export_models.export(step, tmp_path / "model")
+  training_step.export(step, tmp_path / "model")
   batch = benchmark.example_batch(seed=1)
   live = _losses(step.train.get_concrete_function(), batch, 3)
   saved = tf.saved_model.load(tmp_path / "model").signatures["train"]
@@ -65,10 +65,10 @@ def test_width_leaves_the_number_of_nodes():
 
 
 def test_weights_depend_on_the_seed_alone():
-  sizes = export_models.sizes_for("transformer", "tiny", layers=1)
+  sizes = benchmark_models.sizes_for("transformer", "tiny", layers=1)
 
   def weights(seed):
-    step = export_models.TrainingStep(benchmark_models.build(sizes, seed))
+    step = training_step.TrainingStep(benchmark_models.build(sizes, seed))
     return np.concatenate([np.ravel(x) for x in step.model_variables])
 
   first, again, other = weights(0), weights(0), weights(1)
@@ -78,7 +78,7 @@ def test_weights_depend_on_the_seed_alone():
 
 def test_serving_signature_returns_logits(tmp_path):
   benchmark, step = _step("transformer", layers=1)
-  export_models.export(step, tmp_path / "model")
+  training_step.export(step, tmp_path / "model")
   signatures = tf.saved_model.load(tmp_path / "model").signatures
   batch = benchmark.example_batch(seed=1)
   inputs = {x.name: tf.constant(batch[x.name]) for x in benchmark.inputs}
@@ -88,7 +88,7 @@ def test_serving_signature_returns_logits(tmp_path):
 
 def test_export_keeps_an_existing_directory(tmp_path):
   with pytest.raises(ValueError, match="exists already"):
-    export_models.export(None, tmp_path)
+    training_step.export(None, tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -103,10 +103,10 @@ def test_export_keeps_an_existing_directory(tmp_path):
 )
 def test_bad_sizes_are_refused(arguments, overrides, message):
   with pytest.raises(ValueError, match=message):
-    export_models.sizes_for(*arguments, **overrides)
+    benchmark_models.sizes_for(*arguments, **overrides)
 
 
 def test_unknown_optimizer_is_refused():
-  sizes = export_models.sizes_for("transformer", "tiny", layers=1)
+  sizes = benchmark_models.sizes_for("transformer", "tiny", layers=1)
   with pytest.raises(ValueError, match="no optimizer 'sgd'"):
-    export_models.TrainingStep(benchmark_models.build(sizes), "sgd")
+    training_step.TrainingStep(benchmark_models.build(sizes), "sgd")

@@ -1,0 +1,201 @@
+r"""Compares estimated op times with measured ones on this machine's CPU.
+
+The cluster file describes this CPU as it would describe a device that is not
+here; the estimate rests on that alone. Ops are compared class by class: how
+much of the step each class takes, measured and estimated, and how far single
+ops are off.
+
+    python -m tools.estimate_accuracy --cluster=configs/clusters/2_cpus.toml \
+        --device_type=CPU --signature=train MODEL...
+
+Run it on a quiet machine.
+"""
+
+import dataclasses
+import statistics
+import time
+from collections.abc import Mapping
+from collections.abc import Sequence
+
+import tensorflow as tf
+from absl import app
+from absl import flags
+
+from baechi_tf.cluster import DeviceType
+from baechi_tf.cluster import read_cluster
+from baechi_tf.costs import analytical
+from baechi_tf.costs import inputs
+from baechi_tf.costs import measured
+from baechi_tf.costs.profile import OpCost
+from baechi_tf.graph_item import GraphItem
+from baechi_tf.graph_item import read_item
+
+_CLUSTER = flags.DEFINE_string("cluster", None, "Describes this CPU.")
+_DEVICE_TYPE = flags.DEFINE_string("device_type", "CPU", "Which type it is.")
+_SIGNATURE = flags.DEFINE_string("signature", None, "The step.")
+_BATCH_SIZE = flags.DEFINE_integer("batch_size", None, "For unknown batches.")
+_STEPS = flags.DEFINE_integer("steps", 20, "Steps to measure.")
+flags.mark_flag_as_required("cluster")
+
+# An op's class is the first whose word its type contains.
+_CLASSES = (
+  ("convolution", ("Conv2D", "Conv3D")),
+  ("matrix product", ("MatMul", "Einsum")),
+  ("batch norm", ("BatchNorm",)),
+  ("pooling", ("Pool",)),
+  ("softmax", ("Softmax",)),
+  ("variable update", ("Apply", "Assign")),
+  ("gather, scatter", ("Gather", "Scatter", "Segment")),
+  (
+    "reduction",
+    ("Sum", "Mean", "Max", "Min", "Prod", "All", "Any", "AddN", "BiasAddGrad"),
+  ),
+  (
+    "data movement",
+    ("Transpose", "Concat", "Slice", "Split", "Tile", "Pad", "Pack", "Fill")
+    + ("BroadcastTo", "OneHot", "ZerosLike", "Select"),
+  ),
+  (
+    "no arithmetic",
+    ("Const", "Identity", "Reshape", "ReadVariable", "VarHandle", "NoOp")
+    + ("Placeholder", "Shape", "ExpandDims", "Squeeze", "Gradient"),
+  ),
+  ("loop, branch", ("While", "If", "Case")),
+)
+_EXACT = {"Max": "element-wise", "Maximum": "element-wise"}
+
+
+@dataclasses.dataclass(frozen=True)
+class ClassAccuracy:
+  """How the ops of one class compare.
+
+  Attributes:
+    op_class: its name.
+    num_ops: how many ops.
+    measured_us: the sum of their measured times.
+    estimated_us: the sum of their estimates.
+    median_ratio: the median of estimate / measurement over ops.
+    within_2: the share of ops whose estimate is between half and twice the
+      measurement.
+  """
+
+  op_class: str
+  num_ops: int
+  measured_us: float
+  estimated_us: float
+  median_ratio: float
+  within_2: float
+
+
+def op_class(op_type: str) -> str:
+  """Returns the class of an op; one of no class is element-wise."""
+  if op_type in ("Maximum", "Minimum"):
+    return "element-wise"
+  for name, words in _CLASSES:
+    if any(word in op_type for word in words):
+      return name
+  return "element-wise"
+
+
+def compare(
+  measurement: Mapping[str, OpCost], estimate: Mapping[str, OpCost]
+) -> list[ClassAccuracy]:
+  """Returns the accuracy of each class, then of all ops; dearest first.
+
+  Args:
+    measurement: op -> measured cost.
+    estimate: op -> estimated cost; knows every measured op.
+  """
+  by_class: dict[str, list[str]] = {}
+  for name, cost in measurement.items():
+    by_class.setdefault(op_class(cost.op_type), []).append(name)
+  rows = [
+    _accuracy(kind, names, measurement, estimate)
+    for kind, names in by_class.items()
+  ]
+  rows.sort(key=lambda row: -row.measured_us)
+  return [*rows, _accuracy("all", list(measurement), measurement, estimate)]
+
+
+def _accuracy(kind, names, measurement, estimate) -> ClassAccuracy:
+  pairs = [
+    (measurement[x].compute_time_us, estimate[x].compute_time_us) for x in names
+  ]
+  ratios = [e / max(m, 1e-3) for m, e in pairs]  # the trace's resolution
+  return ClassAccuracy(
+    op_class=kind,
+    num_ops=len(names),
+    measured_us=sum(m for m, _ in pairs),
+    estimated_us=sum(e for _, e in pairs),
+    median_ratio=statistics.median(ratios),
+    within_2=sum(0.5 <= x <= 2 for x in ratios) / len(ratios),
+  )
+
+
+def table(rows: Sequence[ClassAccuracy]) -> str:
+  """Returns a Markdown table."""
+  lines = [
+    "| op class | ops | measured ms | estimated ms | sum: est/meas"
+    " | op: median est/meas | within 2× |",
+    "|---|--:|--:|--:|--:|--:|--:|",
+  ]
+  for row in rows:
+    ratio = row.estimated_us / max(row.measured_us, 1e-3)
+    lines.append(
+      f"| {row.op_class} | {row.num_ops} | {row.measured_us / 1e3:.2f}"
+      f" | {row.estimated_us / 1e3:.2f} | {ratio:.2f}"
+      f" | {row.median_ratio:.2f} | {row.within_2:.0%} |"
+    )
+  return "\n".join(lines)
+
+
+def step_time_ms(item: GraphItem, values, steps: int) -> float:
+  """Returns the median time of a whole step, not traced."""
+  graph = tf.Graph()
+  with graph.as_default():
+    tf.import_graph_def(item.graph_def, name="")
+  config = tf.compat.v1.ConfigProto(inter_op_parallelism_threads=1)
+  config.graph_options.rewrite_options.disable_meta_optimizer = True
+  config.graph_options.optimizer_options.opt_level = -1
+  feed_dict = {x.tensor: values[x.name] for x in item.feeds}
+  elapsed = []
+  with tf.compat.v1.Session(graph=graph, config=config) as session:
+    item.initialize(session)
+    for _ in range(steps + 3):
+      start = time.perf_counter()
+      session.run([*item.fetches, *item.targets], feed_dict)
+      elapsed.append(time.perf_counter() - start)
+  return statistics.median(elapsed[3:]) * 1e3
+
+
+def report(path: str, device_type: DeviceType) -> str:
+  """Returns the comparison of one model, as Markdown."""
+  item = read_item(path, signature=_SIGNATURE.value)
+  values = inputs.synthesize_inputs(item, _BATCH_SIZE.value)
+  shapes = {name: value.shape for name, value in values.items()}
+  measurement = measured.measure(item, values, num_steps=_STEPS.value)
+  start = time.perf_counter()
+  estimate = analytical.estimate(item, device_type, shapes)
+  estimated_in_s = time.perf_counter() - start
+  whole_ms = step_time_ms(item, values, _STEPS.value)
+  missing = [x for x in item.op_names if x not in measurement]
+  return (
+    f"{item.source}: {len(item.op_names)} ops, {len(missing)} of them not in"
+    f" the trace; estimated in {estimated_in_s:.1f} s; a whole step takes"
+    f" {whole_ms:.1f} ms\n\n{table(compare(measurement, estimate))}\n"
+  )
+
+
+def main(argv: Sequence[str]) -> None:
+  """Prints a table for each model."""
+  types = read_cluster(_CLUSTER.value).device_types
+  if _DEVICE_TYPE.value not in types:
+    raise app.UsageError(
+      f"{_CLUSTER.value} has no [device_type.{_DEVICE_TYPE.value}]"
+    )
+  for path in argv[1:]:
+    print(report(path, types[_DEVICE_TYPE.value]))
+
+
+if __name__ == "__main__":
+  app.run(main)
