@@ -1,0 +1,1 @@
+"""The command `baechi`: a thin main and one module per subcommand."""

@@ -1,0 +1,83 @@
+"""`baechi compare`: all placers side by side."""
+
+import argparse
+import json
+
+from baechi_tf.cli import model_input
+from baechi_tf.cli.help import add_json
+from baechi_tf.cli.help import add_subparser
+from baechi_tf.cli.place import add_planner_arguments
+from baechi_tf.cli.progress import Progress
+from baechi_tf.planner import plan
+from baechi_tf.reports.quantities import duration
+from baechi_tf.reports.summary import summarize
+from baechi_tf.reports.text import candidates
+
+_DESCRIPTION = """\
+Plans with every placer, with and without keeping co-placed ops together, and
+shows for each plan the step it predicts, its speed-up against one device, its
+gap to a lower bound that no plan can beat, what it moves between devices, and
+each device's peak memory. The plan that `place` would choose has a star.
+"""
+_EXAMPLE = """\
+baechi compare model/ --cluster configs/clusters/cpu_2.toml --batch-size 32
+baechi compare costs.json --cluster configs/clusters/v100_4_pcie.toml --json
+"""
+
+
+def add_parser(subparsers) -> None:
+  """Adds the subcommand."""
+  parser = add_subparser(
+    subparsers,
+    "compare",
+    run,
+    summary="show all placers' plans of a model side by side",
+    description=_DESCRIPTION,
+    example=_EXAMPLE,
+  )
+  parser.add_argument("model", metavar="MODEL", help="a model or cost graph")
+  model_input.add_cluster_arguments(parser)
+  add_planner_arguments(parser)
+  add_json(parser)
+  model_input.add_step_arguments(parser)
+  model_input.add_shape_arguments(parser)
+  model_input.add_cost_arguments(parser)
+
+
+def run(args: argparse.Namespace) -> None:
+  """Runs the subcommand."""
+  cluster = model_input.read_devices(args)
+  with Progress() as progress:
+    model = model_input.read_model(args, cluster, progress)
+    planned = plan(
+      model.graph,
+      cluster,
+      coplacement=args.coplacement,
+      fusion=args.fusion,
+      progress=progress,
+    )
+    summary = summarize(
+      model.graph,
+      cluster,
+      planned.simulation,
+      planned.bound,
+      model=args.model,
+      chosen=planned.chosen,
+      candidates=planned.candidates,
+      coverage=model.coverage,
+    )
+  seconds = {
+    x.placer: planned.timings_s[f"placing with {x.placer}"]
+    for x in planned.candidates
+  }
+  if args.json:
+    print(json.dumps({**summary, "placing_seconds": seconds}))
+    return
+  one = summary["one_device"]
+  print(
+    f"{args.model}: {summary['num_ops']:,} ops; on one device"
+    f" {duration(one['makespan_us'])}{'' if one['fits'] else ' (does not fit)'}"
+    f"; lower bound {duration(summary['lower_bound_us'])}"
+    f" ({summary['lower_bound']})\n"
+  )
+  print(candidates(summary, seconds), end="")

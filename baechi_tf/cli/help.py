@@ -1,0 +1,45 @@
+"""How `--help` looks, and how a subcommand's parser is made."""
+
+import argparse
+
+
+class HelpFormatter(argparse.RawDescriptionHelpFormatter):
+  """Keeps examples as they are, and gives options room."""
+
+  def __init__(self, prog: str):
+    super().__init__(prog, max_help_position=30, width=80)
+
+
+def add_subparser(
+  subparsers, name: str, run, *, summary: str, description: str, example: str
+) -> argparse.ArgumentParser:
+  """Returns the parser of a subcommand, which calls `run` with its arguments.
+
+  Args:
+    subparsers: what `add_subparsers` returned.
+    name: of the subcommand.
+    run: called with the parsed arguments.
+    summary: half a line for the list of commands.
+    description: what the subcommand does.
+    example: commands that show its use.
+  """
+  indented = "".join(f"  {line}\n" for line in example.strip().splitlines())
+  parser = subparsers.add_parser(
+    name,
+    help=summary,
+    description=description,
+    epilog=f"example:\n{indented}",
+    formatter_class=HelpFormatter,
+    allow_abbrev=False,
+  )
+  parser.set_defaults(run=run)
+  return parser
+
+
+def add_json(parser: argparse.ArgumentParser) -> None:
+  """Adds `--json`."""
+  parser.add_argument(
+    "--json",
+    action="store_true",
+    help="print one JSON object instead of text",
+  )

@@ -1,0 +1,100 @@
+"""The command `baechi`: parses the arguments and runs a subcommand.
+
+Bad input is one line on stderr and exit code 2, a model that does not fit one
+line and exit code 3. Anything else is a bug, and may trace.
+"""
+
+import os
+import sys
+from collections.abc import Sequence
+from typing import NoReturn
+
+from absl import flags
+from absl.flags import argparse_flags
+
+from baechi_tf.cli import bench_links
+from baechi_tf.cli import compare
+from baechi_tf.cli import inspect
+from baechi_tf.cli import place
+from baechi_tf.cli import profile
+from baechi_tf.cli import simulate
+from baechi_tf.cli.help import HelpFormatter
+from baechi_tf.placement import InfeasiblePlacementError
+
+BAD_INPUT = 2
+INFEASIBLE = 3
+
+_SUBCOMMANDS = (place, profile, inspect, compare, simulate, bench_links)
+_EXAMPLE = """\
+examples:
+  baechi inspect model/
+  baechi place model/ placed/ --cluster configs/clusters/cpu_2.toml
+"""
+
+
+class _Parser(argparse_flags.ArgumentParser):
+  """A parser whose complaints are one line."""
+
+  def error(self, message: str) -> NoReturn:
+    raise ValueError(f"{message} (see {self.prog} --help)")
+
+
+def main(argv: Sequence[str]) -> int:
+  """Runs `baechi` and returns its exit code.
+
+  Args:
+    argv: the arguments, without the program's name.
+  """
+  # TensorFlow's C++ code reads it when it is loaded.
+  os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+  try:
+    args = _parser().parse_args(argv)
+    args.run(args)
+    sys.stdout.flush()
+  except InfeasiblePlacementError as error:
+    return _complain(error, INFEASIBLE)
+  except BrokenPipeError:
+    # Whoever read our output has seen enough. Python flushes stdout once more
+    # when it exits, and must not fail then.
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+  except (ValueError, OSError, flags.Error) as error:
+    return _complain(error, BAD_INPUT)
+  return 0
+
+
+def run() -> NoReturn:
+  """The console script."""
+  sys.exit(main(sys.argv[1:]))
+
+
+def _parser() -> argparse_flags.ArgumentParser:
+  parser = _Parser(
+    prog="baechi",
+    description="Places TensorFlow models on devices that are too small for"
+    " them, so that\na step is as short as it can be.",
+    epilog=_EXAMPLE,
+    formatter_class=HelpFormatter,
+    allow_abbrev=False,
+  )
+  # absl puts the file's lines in its place before the arguments are parsed.
+  parser.add_argument(
+    "--flagfile",
+    metavar="FILE",
+    help="take arguments from a file, one a line; anywhere, any number of times",
+  )
+  subparsers = parser.add_subparsers(
+    title="commands", metavar="COMMAND", required=True
+  )
+  for subcommand in _SUBCOMMANDS:
+    subcommand.add_parser(subparsers)
+  return parser
+
+
+def _complain(error: Exception, code: int) -> int:
+  message = str(error)
+  if isinstance(error, OSError) and error.strerror:
+    named = "" if error.filename is None else f"{error.filename}: "
+    message = f"{named}{error.strerror}"
+  # One line, whatever is in it.
+  print(f"baechi: {' '.join(message.split())}", file=sys.stderr)
+  return code

@@ -1,0 +1,97 @@
+"""`baechi simulate`: what a given plan of a model would do."""
+
+import argparse
+import json
+import os
+
+from baechi_tf import atomic
+from baechi_tf.bounds import lower_bound
+from baechi_tf.cli import model_input
+from baechi_tf.cli.help import add_json
+from baechi_tf.cli.help import add_subparser
+from baechi_tf.cli.output_path import check_output
+from baechi_tf.cli.progress import Progress
+from baechi_tf.placement import InfeasiblePlacementError
+from baechi_tf.placement import read_placement
+from baechi_tf.planner import overflow
+from baechi_tf.reports.directory import is_report
+from baechi_tf.reports.directory import write_files
+from baechi_tf.reports.summary import summarize
+from baechi_tf.reports.text import report
+from baechi_tf.simulator import simulate
+
+_DESCRIPTION = """\
+Predicts the step of a model with a given plan: a JSON file with
+{"placement": {op: device}}, as `place --emit plan` writes it or made by hand.
+If a device's memory does not suffice, says so and ends with exit code 3.
+"""
+_EXAMPLE = """\
+baechi place costs.json plan.json --cluster cluster.toml
+baechi simulate costs.json plan.json --cluster other_cluster.toml
+"""
+
+
+def add_parser(subparsers) -> None:
+  """Adds the subcommand."""
+  parser = add_subparser(
+    subparsers,
+    "simulate",
+    run,
+    summary="predict the step of a model with a given plan",
+    description=_DESCRIPTION,
+    example=_EXAMPLE,
+  )
+  parser.add_argument("model", metavar="MODEL", help="a model or cost graph")
+  parser.add_argument("placement", metavar="PLACEMENT", help="the plan")
+  model_input.add_cluster_arguments(parser)
+  parser.add_argument(
+    "--report",
+    metavar="DIR",
+    help="also write a report: a summary, a trace for Perfetto or"
+    " chrome://tracing, and the plan",
+  )
+  parser.add_argument(
+    "--overwrite", action="store_true", help="replace DIR if it exists"
+  )
+  add_json(parser)
+  model_input.add_step_arguments(parser)
+  model_input.add_shape_arguments(parser)
+  model_input.add_cost_arguments(parser)
+
+
+def run(args: argparse.Namespace) -> None:
+  """Runs the subcommand."""
+  cluster = model_input.read_devices(args)
+  os.stat(args.placement)  # complains, if so, before the work
+  if args.report:
+    check_output(
+      args.report,
+      apart_from=(args.model, args.placement),
+      overwrite=args.overwrite,
+      is_ours=is_report,
+      kind="a report",
+    )
+  with Progress() as progress:
+    model = model_input.read_model(args, cluster, progress)
+    placement = read_placement(args.placement, model.graph, cluster)
+    progress("simulating")
+    simulation = simulate(model.graph, cluster, placement.device)
+    progress("bounding")
+    summary = summarize(
+      model.graph,
+      cluster,
+      simulation,
+      lower_bound(model.graph, cluster),
+      model=args.model,
+      coverage=model.coverage,
+    )
+  summary["notes"] += model.notes
+  if args.report:
+    with atomic.replacing_directory(args.report) as directory:
+      write_files(
+        directory, summary, model.graph, cluster, simulation, placement
+      )
+  print(json.dumps(summary) if args.json else report(summary).rstrip("\n"))
+  problem = overflow(model.graph, cluster, simulation)
+  if problem:
+    raise InfeasiblePlacementError(problem)

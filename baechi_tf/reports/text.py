@@ -1,0 +1,137 @@
+"""A summary as text that a person reads; the same plan, the same bytes."""
+
+from collections.abc import Sequence
+
+from baechi_tf.reports.quantities import duration
+from baechi_tf.reports.quantities import percent
+from baechi_tf.reports.quantities import size
+from baechi_tf.reports.quantities import table
+from baechi_tf.reports.summary import Fields
+
+_OPTIMAL_GAP = 0.005  # costs are not known more precisely than that
+
+
+def report(summary: Fields) -> str:
+  """Returns the whole report of a placement."""
+  parts = [_headline(summary), _figures(summary), _devices(summary)]
+  if summary["candidates"]:
+    parts.append(candidates(summary))
+  parts.append(_footnotes(summary))
+  return "\n".join(part for part in parts if part)
+
+
+def candidates(summary: Fields, seconds: dict[str, float] | None = None) -> str:
+  """Returns the table of all that was tried, the chosen one marked.
+
+  Args:
+    summary: of `reports.summary`.
+    seconds: how long each placer took, shown if given.
+  """
+  devices = summary["devices"]
+  header = ["placer", "co-placed", "makespan", "speed-up", "gap", "moved"]
+  header += [f"peak {_short(x['name'])}" for x in devices]
+  header += ["seconds"] if seconds else []
+  chosen = (summary["placer"], summary["coplacement"])
+  rows = []
+  for x in summary["candidates"]:
+    name = (x["placer"], x["coplacement"])
+    row = [
+      ("* " if name == chosen else "  ") + x["placer"],
+      "yes" if x["coplacement"] else "no",
+    ]
+    if "error" in x:
+      row += ["none", *["-"] * (len(devices) + 3)]
+    else:
+      row += [
+        duration(x["makespan_us"]),
+        f"{x['speedup']:.2f} x",
+        percent(x["gap"]),
+        size(x["bytes_moved"]),
+        *map(size, x["peak_memory_bytes"]),
+      ]
+    if seconds:
+      row.append(f"{seconds[x['placer']]:.2f}")
+    rows.append(row)
+  return table(header, rows) + "".join(_errors(summary))
+
+
+def _errors(summary: Fields) -> Sequence[str]:
+  """One line per reason: co-placement seldom changes it."""
+  lines = {}
+  for x in summary["candidates"]:
+    if "error" in x:
+      lines[f"{x['placer']}: {x['error']}\n"] = None
+  return list(lines)
+
+
+def _headline(summary: Fields) -> str:
+  devices = len(summary["devices"])
+  placed = f"placed by {summary['placer']}" if summary["placer"] else "as given"
+  if summary["coplacement"]:
+    placed += ", co-placed ops kept together"
+  return (
+    f"{summary['model']}: {summary['num_ops']:,} ops in"
+    f" {summary['num_groups']:,} groups on {devices}"
+    f" device{'' if devices == 1 else 's'}, {placed}\n"
+  )
+
+
+def _figures(summary: Fields) -> str:
+  one = summary["one_device"]
+  on_one = f"{summary['speedup']:.2f} x the predicted step, {one['name']}"
+  if not one["fits"]:
+    on_one += f", where it does not fit ({size(one['peak_memory_bytes'])})"
+  bound = f"{summary['lower_bound']}: {summary['lower_bound_witness']}"
+  lines = [
+    ("predicted step", duration(summary["makespan_us"]), ""),
+    ("on one device", duration(one["makespan_us"]), on_one),
+    ("lower bound", duration(summary["lower_bound_us"]), bound),
+    ("gap to lower bound", percent(summary["gap"]), _verdict(summary["gap"])),
+    (
+      "moved",
+      size(summary["bytes_moved"]),
+      f"in {summary['num_transfers']:,} transfers between devices",
+    ),
+  ]
+  return "".join(
+    f"{label:<18}  {value:>10}  {remark}".rstrip() + "\n"
+    for label, value, remark in lines
+  )
+
+
+def _verdict(gap: float) -> str:
+  return "optimal under the cost model" if gap < _OPTIMAL_GAP else ""
+
+
+def _devices(summary: Fields) -> str:
+  step_us = summary["makespan_us"]
+  return table(
+    ["device", "type", "ops", "busy", "of step", "peak memory", "limit"],
+    [
+      [
+        x["name"],
+        x["type"],
+        f"{x['num_ops']:,}",
+        duration(x["busy_time_us"]),
+        percent(x["busy_time_us"] / step_us if step_us else 0.0),
+        size(x["peak_memory_bytes"]),
+        size(x["memory_bytes"]),
+        *(["over"] if x["peak_memory_bytes"] > x["memory_bytes"] else []),
+      ]
+      for x in summary["devices"]
+    ],
+  )
+
+
+def _footnotes(summary: Fields) -> str:
+  lines = [
+    f"op costs on {x['device_type']}: {x['num_measured']:,} measured,"
+    f" {x['num_estimated']:,} estimated\n"
+    for x in summary["costs"]
+  ]
+  return "".join(lines + [f"note: {x}\n" for x in summary["notes"]])
+
+
+def _short(device: str) -> str:
+  """The last part of a device's name, such as "GPU:0"."""
+  return device.rsplit("/device:", 1)[-1]
