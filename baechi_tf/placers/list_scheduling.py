@@ -38,6 +38,7 @@ class _Problem(NamedTuple):
   """The graph and the cluster as arrays that compiled code can take."""
 
   times: np.ndarray  # [n, D]
+  fastest: np.ndarray  # [n]
   rank: np.ndarray
   order: np.ndarray
   working_bytes: np.ndarray  # [n] temporary and outputs
@@ -66,6 +67,7 @@ class _State(NamedTuple):
   """What has been decided so far."""
 
   device: np.ndarray  # [n], NONE until placed
+  is_ready: np.ndarray  # [n], all parents placed, itself not
   finish: np.ndarray  # [n]
   group_device: np.ndarray
   device_free: np.ndarray  # [D]
@@ -78,6 +80,20 @@ class _State(NamedTuple):
   unplaced_consumers: np.ndarray  # [m]
   reserved: np.ndarray  # [D] persistent bytes of the groups placed there
   live: np.ndarray  # [D] outputs, copies and workspace held there
+
+
+class _Queues(NamedTuple):
+  """Heaps of what is to come.
+
+  Queue `k` holds candidates of device `k` that may go elsewhere too, queue
+  `num_devices + k` those whose group is on `k`: an awake device takes only the
+  latter at once.
+  """
+
+  arriving: list  # (when the inputs are there, rank)
+  waiting: list  # ranks of ops whose inputs are there once the device is free
+  blocked: list  # ranks of ops that do not fit for now
+  releases: list  # per device, (when, bytes that will be freed)
 
 
 def schedule(
@@ -117,8 +133,10 @@ def _problem(graph, cluster, favorite_child) -> _Problem:
   np.add.at(group_persistent, graph.group, graph.persistent_bytes)
   group_working = np.zeros(graph.num_groups, np.int64)
   np.maximum.at(group_working, graph.group, working)
+  times = graph.times_on(cluster.types)
   return _Problem(
-    times=np.ascontiguousarray(graph.times_on(cluster.types)),
+    times=times,
+    fastest=times.min(axis=1),
     rank=graph.rank,
     order=graph.order,
     working_bytes=working,
@@ -151,6 +169,7 @@ def _new_state(p: _Problem) -> _State:
   half = p.channel == HALF_DUPLEX
   return _State(
     device=np.full(num_ops, NONE, np.int64),
+    is_ready=np.zeros(num_ops, bool),
     finish=np.zeros(num_ops),
     group_device=np.full(len(p.group_persistent), NONE, np.int64),
     device_free=np.zeros(num_devices),
@@ -240,11 +259,15 @@ def _needs(p, s, op, k):
 
 
 @compiled
-def _fits(p, s, releases, op, k, now):
-  """Whether `k` can hold the op from `now` on, after what was freed by then."""
-  while len(releases[k]) > 0 and releases[k][0][0] <= now:
-    s.live[k] -= heapq.heappop(releases[k])[1]
-  return s.reserved[k] + s.live[k] + _needs(p, s, op, k) <= p.memory[k]
+def _fits(p, s, q, op, k, now):
+  """Whether `k` can hold the op from `now` on, after what is freed by then."""
+  excess = s.reserved[k] + s.live[k] + _needs(p, s, op, k) - p.memory[k]
+  if excess > 0:
+    # Only counted: another op may yet start on `k` before these are freed.
+    for at, size in q.releases[k]:
+      if at <= now:
+        excess -= size
+  return excess <= 0
 
 
 @compiled
@@ -265,7 +288,7 @@ def _sort_inputs(p, s, op):
 
 
 @compiled
-def _place(p, s, releases, op, k, begin):
+def _place(p, s, q, op, k, begin):
   """Places the op: books its transfers, its time and its memory."""
   group = p.group[op]
   if s.group_device[group] == NONE:
@@ -276,7 +299,7 @@ def _place(p, s, releases, op, k, begin):
   s.finish[op] = end
   s.device_free[k] = end
   s.live[k] += p.working_bytes[op]
-  heapq.heappush(releases[k], (end, p.temporary_bytes[op]))
+  heapq.heappush(q.releases[k], (end, p.temporary_bytes[op]))
   for i in range(p.input_offsets[op], p.input_offsets[op + 1]):
     tensor = p.input_tensor[i]
     source = p.tensor_op[tensor]
@@ -289,68 +312,76 @@ def _place(p, s, releases, op, k, begin):
     s.last_use[tensor, k] = max(s.last_use[tensor, k], end)
     s.unplaced_consumers[tensor] -= 1
     if s.unplaced_consumers[tensor] == 0:
-      _release(p, s, releases, tensor, home)
+      _release(p, s, q, tensor, home)
   for tensor in range(p.tensor_offsets[op], p.tensor_offsets[op + 1]):
     if s.unplaced_consumers[tensor] == 0:
-      heapq.heappush(releases[k], (end, p.tensor_held_bytes[tensor]))
+      heapq.heappush(q.releases[k], (end, p.tensor_held_bytes[tensor]))
 
 
 @compiled
-def _release(p, s, releases, tensor, home):
+def _release(p, s, q, tensor, home):
   """Notes when a tensor is freed, now that all its consumers are placed."""
   last = 0.0
   for k in range(len(p.memory)):
     last = max(last, s.last_use[tensor, k])
     if s.arrived[tensor, k] < _NEVER:
       heapq.heappush(
-        releases[k], (s.last_use[tensor, k], p.tensor_bytes[tensor])
+        q.releases[k], (s.last_use[tensor, k], p.tensor_bytes[tensor])
       )
-  heapq.heappush(releases[home], (last, p.tensor_held_bytes[tensor]))
+  heapq.heappush(q.releases[home], (last, p.tensor_held_bytes[tensor]))
 
 
 @compiled
-def _enter(p, s, arriving, op, k):
+def _new_queues(num_devices):
+  queues = range(2 * num_devices)
+  none = range(0)  # gives an empty list its type
+  return _Queues(
+    [[(0.0, np.int64(0)) for _ in none] for _ in queues],
+    [[np.int64(0) for _ in none] for _ in queues],
+    [[np.int64(0) for _ in none] for _ in queues],
+    [[(0.0, np.int64(0)) for _ in none] for _ in range(num_devices)],
+  )
+
+
+@compiled
+def _enter(p, s, q, op, k):
+  """Makes a ready op a candidate of device `k`, if it may run there."""
   if _may_run(p, s, op, k):
-    heapq.heappush(arriving[k], (_inputs_there(p, s, op, k), p.rank[op]))
+    pinned = s.group_device[p.group[op]] == k
+    queue = k + len(p.memory) * pinned
+    heapq.heappush(q.arriving[queue], (_inputs_there(p, s, op, k), p.rank[op]))
 
 
 @compiled
-def _earliest_on(p, s, releases, arriving, waiting, blocked, k):
-  """The earliest start on a free device `k`, and the op's rank."""
+def _earliest_in(p, s, q, queue):
+  """The earliest start of a candidate in a queue, and its rank."""
+  k = queue % len(p.memory)
+  arriving, waiting = q.arriving[queue], q.waiting[queue]
   while True:
-    while len(arriving[k]) > 0 and arriving[k][0][0] <= s.device_free[k]:
-      heapq.heappush(waiting[k], heapq.heappop(arriving[k])[1])
-    if len(waiting[k]) > 0:
-      r = waiting[k][0]
-      op = p.order[r]
-      if not _may_run(p, s, op, k):
-        heapq.heappop(waiting[k])
-        continue
-      start = max(s.device_free[k], _inputs_there(p, s, op, k))
-      if start > s.device_free[k]:  # its channel has been used meanwhile
-        heapq.heappop(waiting[k])
-        heapq.heappush(arriving[k], (start, r))
-        continue
-      if _fits(p, s, releases, op, k, start):
-        return start, r
-      heapq.heappop(waiting[k])
-      blocked[k].append(r)
-    elif len(arriving[k]) > 0:
-      start, r = arriving[k][0]
-      op = p.order[r]
-      if not _may_run(p, s, op, k):
-        heapq.heappop(arriving[k])
-        continue
-      now = _inputs_there(p, s, op, k)
-      if now > start:
-        heapq.heapreplace(arriving[k], (now, r))
-        continue
-      if _fits(p, s, releases, op, k, start):
-        return start, r
-      heapq.heappop(arriving[k])
-      blocked[k].append(r)
+    while len(arriving) > 0 and arriving[0][0] <= s.device_free[k]:
+      heapq.heappush(waiting, heapq.heappop(arriving)[1])
+    is_waiting = len(waiting) > 0
+    if is_waiting:
+      key, r = s.device_free[k], waiting[0]
+    elif len(arriving) > 0:
+      key, r = arriving[0]
     else:
       return _NEVER, np.int64(NONE)
+    op = p.order[r]
+    if _may_run(p, s, op, k):
+      start = max(s.device_free[k], _inputs_there(p, s, op, k))
+      if start == key and _fits(p, s, q, op, k, start):
+        return start, r
+    else:
+      start = _NEVER  # placed meanwhile, here or elsewhere
+    if is_waiting:
+      heapq.heappop(waiting)
+    else:
+      heapq.heappop(arriving)
+    if start == key:
+      q.blocked[queue].append(r)
+    elif start < _NEVER:  # its channel has been used meanwhile
+      heapq.heappush(arriving, (start, r))
 
 
 @compiled
@@ -365,31 +396,33 @@ def _urgent_at(p, s, op, k):
 
 
 @compiled
-def _earliest_on_awake(p, s, releases, ready, favorite, k):
-  """As `_earliest_on`, on a device that waits for a favourite child.
+def _first_urgent(p, s, q, ready, child, k, best):
+  """The earliest start on `k` of its favourite child or of an urgent op.
 
-  It takes the child as soon as that can start, another op only once that is
-  urgent: it could start then on every device. The third value says whether
-  some op was left out for want of memory.
+  An op is urgent once it could start on every device that may run it. Starts
+  later than `best` are of no interest. The third value says whether some op was
+  left out for want of memory.
   """
-  best, best_rank, short = _NEVER, np.int64(NONE), False
-  all_free = s.device_free.max()
-  for op in ready:
-    if not _may_run(p, s, op, k):
-      continue
-    r = p.rank[op]
-    if op == favorite or s.group_device[p.group[op]] == k:
-      start = max(s.device_free[k], _inputs_there(p, s, op, k))
-    elif all_free > best:
-      continue  # cannot be urgent by then
+  found, found_rank, short = _NEVER, np.int64(NONE), False
+  if s.is_ready[child]:
+    start = max(s.device_free[k], _inputs_there(p, s, child, k))
+    if _fits(p, s, q, child, k, start):
+      found, found_rank = start, p.rank[child]
     else:
+      short = True
+  all_free = s.device_free.max()  # nothing is urgent earlier
+  for r in ready:
+    if all_free > min(best, found) or (all_free == found and r > found_rank):
+      break
+    op = p.order[r]
+    if op != child and _may_run(p, s, op, k):
       start = _urgent_at(p, s, op, k)
-    if start < best or (start == best and r < best_rank):
-      if _fits(p, s, releases, op, k, start):
-        best, best_rank = start, r
-      else:
-        short = True
-  return best, best_rank, short
+      if start < found or (start == found and r < found_rank):
+        if _fits(p, s, q, op, k, start):
+          found, found_rank = start, r
+        else:
+          short = True
+  return found, found_rank, short
 
 
 @compiled
@@ -430,7 +463,7 @@ def _earliest_child_start(p, s, op, k, now):
     source = p.tensor_op[tensor]
     home = s.device[source]
     if home == NONE:
-      end = now + p.times[source].min()
+      end = now + p.fastest[source]
     elif home == k:
       end = s.finish[source]
     elif s.arrived[tensor, k] < _NEVER:
@@ -448,6 +481,76 @@ def _earliest_child_start(p, s, op, k, now):
 
 
 @compiled
+def _free_memory(s, q, k, now):
+  """Frees what `k` need not hold from `now` on; blocked ops try again."""
+  s.device_free[k] = max(s.device_free[k], now)
+  while len(q.releases[k]) > 0 and q.releases[k][0][0] <= now:
+    s.live[k] -= heapq.heappop(q.releases[k])[1]
+  for queue in (k, len(s.live) + k):
+    for r in q.blocked[queue]:
+      heapq.heappush(q.waiting[queue], r)
+    q.blocked[queue].clear()
+
+
+@compiled
+def _earliest_on(p, s, q, ready, last_op, k, awake, best):
+  """What device `k` would do next: when, and the op's rank.
+
+  A rank of `NONE` says that memory is freed then, for ops that do not fit now.
+  """
+  num_devices = len(p.memory)
+  if len(q.releases[k]) > 0 and q.releases[k][0][0] <= s.device_free[k]:
+    _free_memory(s, q, k, s.device_free[k])
+  start, r = _earliest_in(p, s, q, num_devices + k)
+  short = len(q.blocked[num_devices + k]) > 0
+  if awake:
+    child = p.favorite_child[last_op[k]]
+    other, other_rank, other_short = _first_urgent(
+      p, s, q, ready, child, k, min(best, start)
+    )
+  else:
+    other, other_rank = _earliest_in(p, s, q, k)
+    other_short = len(q.blocked[k]) > 0
+  if other < start or (other == start and other_rank < r):
+    start, r = other, other_rank
+  if (short or other_short) and len(q.releases[k]) > 0:
+    if q.releases[k][0][0] <= start:
+      return q.releases[k][0][0], np.int64(NONE)
+  return start, r
+
+
+@compiled
+def _earliest(p, s, q, ready, last_op):
+  """The next op of the whole cluster: when, its rank, and its device."""
+  start, r, k = _NEVER, np.int64(NONE), -1
+  for d in np.argsort(s.device_free, kind="mergesort"):
+    if s.device_free[d] > start:
+      break  # nothing starts on a device before it is free
+    awake = last_op[d] != NONE and _awaits(p, s, last_op[d], d)
+    at, rank = _earliest_on(p, s, q, ready, last_op, d, awake, start)
+    if at < start or (at == start and (rank, d) < (r, k)):
+      start, r, k = at, rank, d
+  return start, r, k
+
+
+@compiled
+def _enter_again(p, s, q, op, k, new_group):
+  """Renews candidates that may start earlier, or fit, now `op` is on `k`."""
+  if new_group:  # its other ops need less now that the group has its place
+    group = p.group[op]
+    for i in range(p.group_offsets[group], p.group_offsets[group + 1]):
+      if s.is_ready[p.group_members[i]]:
+        _enter(p, s, q, p.group_members[i], k)
+  for i in range(p.input_offsets[op], p.input_offsets[op + 1]):
+    tensor = p.input_tensor[i]
+    if s.arrived[tensor, k] < _NEVER:  # sent here: others may want it too
+      first, last = p.consumer_offsets[tensor], p.consumer_offsets[tensor + 1]
+      for edge in range(first, last):
+        if s.is_ready[p.edge_op[edge]]:
+          _enter(p, s, q, p.edge_op[edge], k)
+
+
+@compiled
 def _infeasible(p, s, op):
   """What the op needs where it comes closest, and what each device has left."""
   left = p.memory - s.reserved - s.live
@@ -456,7 +559,31 @@ def _infeasible(p, s, op):
     if _may_run(p, s, op, k):
       on_k = _needs(p, s, op, k)
       needs = on_k if needs < 0 else min(needs, on_k)
-  return op, needs, left
+  return needs, left
+
+
+@compiled
+def _position(ready, r):
+  """Where rank `r` is, or belongs, in a sorted list."""
+  low, high = 0, len(ready)
+  while low < high:
+    middle = (low + high) // 2
+    if ready[middle] < r:
+      low = middle + 1
+    else:
+      high = middle
+  return low
+
+
+@compiled
+def _make_ready(p, s, q, ready, keep_sorted, op):
+  """Notes that all parents of an op are placed: it is a candidate."""
+  _sort_inputs(p, s, op)
+  s.is_ready[op] = True
+  if keep_sorted:
+    ready.insert(_position(ready, p.rank[op]), p.rank[op])
+  for k in range(len(p.memory)):
+    _enter(p, s, q, op, k)
 
 
 @compiled
@@ -468,98 +595,39 @@ def _schedule(p, s):
     and the bytes that each device has left.
   """
   num_ops, num_devices = p.times.shape
-  missing = np.diff(p.input_offsets)
-  arriving = [
-    [(0.0, np.int64(0)) for _ in range(0)] for _ in range(num_devices)
-  ]
-  releases = [
-    [(0.0, np.int64(0)) for _ in range(0)] for _ in range(num_devices)
-  ]
-  waiting = [[np.int64(0) for _ in range(0)] for _ in range(num_devices)]
-  blocked = [[np.int64(0) for _ in range(0)] for _ in range(num_devices)]
+  q = _new_queues(num_devices)
+  missing = np.diff(p.input_offsets)  # parents that are not placed
   last_op = np.full(num_devices, NONE)
-  use_favorites = p.favorite_child.max() > NONE if num_ops else False
+  # Ranks of the ready ops in order, for awake devices alone.
+  use_favorites = p.favorite_child.max() != NONE
   ready = [np.int64(0) for _ in range(0)]
-  place_in_ready = np.full(num_ops, NONE)
   for op in p.order:
     if missing[op] == 0:
-      place_in_ready[op] = len(ready)
-      ready.append(op)
-      for k in range(num_devices):
-        _enter(p, s, arriving, op, k)
+      _make_ready(p, s, q, ready, use_favorites, op)
 
   for _ in range(num_ops):
-    while True:
-      start, r, k = _NEVER, np.int64(NONE), -1
-      for d in range(num_devices):
-        if use_favorites and last_op[d] != NONE:
-          awake = _awaits(p, s, last_op[d], d)
-        else:
-          awake = False
-        if awake:
-          child = p.favorite_child[last_op[d]]
-          at, op_rank, short = _earliest_on_awake(
-            p, s, releases, ready, child, d
-          )
-        else:
-          at, op_rank = _earliest_on(
-            p, s, releases, arriving, waiting, blocked, d
-          )
-          short = len(blocked[d]) > 0
-        # Ops that do not fit are looked at again when memory is next freed.
-        if short and len(releases[d]) > 0 and releases[d][0][0] <= at:
-          at, op_rank = releases[d][0][0], np.int64(NONE)
-        if at < start or (at == start and op_rank < r):
-          start, r, k = at, op_rank, d
-      if start == _NEVER:
-        for op in ready:
-          if s.device[op] == NONE:
-            culprit, needs, left = _infeasible(p, s, op)
-            return s.device, culprit, needs, left
-      if r != NONE:
-        break
-      s.device_free[k] = max(s.device_free[k], start)
-      while len(releases[k]) > 0 and releases[k][0][0] <= start:
-        s.live[k] -= heapq.heappop(releases[k])[1]
-      for r in blocked[k]:
-        heapq.heappush(waiting[k], r)
-      blocked[k].clear()
+    start, r, k = _earliest(p, s, q, ready, last_op)
+    while r == NONE and start < _NEVER:
+      _free_memory(s, q, k, start)
+      start, r, k = _earliest(p, s, q, ready, last_op)
+    if r == NONE:
+      first_ready = p.order[np.argmax(s.is_ready[p.order])]
+      needs, left = _infeasible(p, s, first_ready)
+      return s.device, first_ready, needs, left
 
     op = p.order[r]
     new_group = s.group_device[p.group[op]] == NONE
-    _place(p, s, releases, op, k, start)
+    _place(p, s, q, op, k, start)
+    s.is_ready[op] = False
     last_op[k] = op
-    # Out of the ready list, in constant time.
-    hole = place_in_ready[op]
-    moved = ready.pop()
-    if moved != op:
-      ready[hole] = moved
-      place_in_ready[moved] = hole
-    if new_group:
-      # Its other ops need less now that the group has its place.
-      first = p.group_offsets[p.group[op]]
-      last = p.group_offsets[p.group[op] + 1]
-      for i in range(first, last):
-        member = p.group_members[i]
-        if place_in_ready[member] != NONE:
-          _enter(p, s, arriving, member, k)
-    for i in range(p.input_offsets[op], p.input_offsets[op + 1]):
-      tensor = p.input_tensor[i]
-      if s.device[p.tensor_op[tensor]] != k and s.arrived[tensor, k] < _NEVER:
-        # It is here now: others that want it may start earlier.
-        first, last = p.consumer_offsets[tensor], p.consumer_offsets[tensor + 1]
-        for edge in range(first, last):
-          if place_in_ready[p.edge_op[edge]] != NONE:
-            _enter(p, s, arriving, p.edge_op[edge], k)
+    if use_favorites:
+      ready.pop(_position(ready, r))
+    _enter_again(p, s, q, op, k, new_group)
     first = p.consumer_offsets[p.tensor_offsets[op]]
     last = p.consumer_offsets[p.tensor_offsets[op + 1]]
     for edge in range(first, last):
       consumer = p.edge_op[edge]
       missing[consumer] -= 1
       if missing[consumer] == 0:
-        _sort_inputs(p, s, consumer)
-        place_in_ready[consumer] = len(ready)
-        ready.append(consumer)
-        for d in range(num_devices):
-          _enter(p, s, arriving, consumer, d)
+        _make_ready(p, s, q, ready, use_favorites, consumer)
   return s.device, np.int64(NONE), np.int64(0), p.memory
