@@ -1,0 +1,116 @@
+"""Grappler's virtual cluster: single ops estimated on a described device.
+
+The time of an estimate grows faster than the graph that Grappler is given, so
+it is given many small ones: each op alone between inputs of known shape.
+"""
+
+import dataclasses
+from collections.abc import Sequence
+
+import tensorflow as tf
+
+# Checked with TensorFlow 2.21.
+from tensorflow.core.grappler.costs import op_performance_data_pb2
+from tensorflow.core.protobuf import device_properties_pb2
+from tensorflow.python.grappler import cluster as grappler_cluster
+from tensorflow.python.grappler import item as grappler_item
+
+from baechi_tf.cluster import DeviceType
+from baechi_tf.costs.shapes import constant_of
+from baechi_tf.costs.shapes import meta_graph_of
+from baechi_tf.costs.shapes import TensorInfo
+
+v1 = tf.compat.v1
+
+# Grappler looks a node's device up by this name; with "GPU" in it, it would
+# ask for a real one.
+_DEVICE = "/job:localhost/replica:0/task:0/device:CPU:0"
+# It rounds times down to microseconds: a device this many times slower gives
+# hundredths of one.
+SLOWER = 100
+
+
+@dataclasses.dataclass(frozen=True)
+class DistinctOp:
+  """A node with all that its cost depends on."""
+
+  node: v1.NodeDef
+  inputs: tuple[TensorInfo, ...]
+  constants: tuple[v1.NodeDef | None, ...]  # inputs that are small constants
+  referents: tuple[TensorInfo | None, ...]  # what input handles refer to
+  outputs: tuple[TensorInfo, ...]
+
+  @property
+  def key(self) -> tuple:
+    """Equal for ops of equal cost."""
+    attrs = sorted(
+      (name, value.SerializeToString(deterministic=True))
+      for name, value in self.node.attr.items()
+      if not name.startswith("_")
+    )
+    constants = tuple(
+      x and x.attr["value"].SerializeToString() for x in self.constants
+    )
+    return (
+      self.node.op,
+      tuple(attrs),
+      self.inputs,
+      constants,
+      self.referents,
+      self.outputs,
+    )
+
+
+def virtual_cluster(device_type: DeviceType) -> grappler_cluster.Cluster:
+  """A cluster of one such device, `SLOWER` times slower."""
+  device = device_properties_pb2.NamedDevice(name=_DEVICE)
+  properties = device.properties
+  properties.type = device_type.kind
+  properties.environment["architecture"] = device_type.architecture or "7.0"
+  properties.num_cores = 1
+  properties.frequency = 10**6
+  with grappler_cluster.Provision(devices=[device]) as cluster:
+    # What Grappler takes a core to do in a cycle, times 1000.
+    per_mhz = cluster.EstimatePerformance(device) / 10**6
+  if device_type.flops_per_cycle is None:
+    peak = per_mhz * device_type.frequency_mhz * device_type.cores
+  else:
+    peak = (
+      device_type.flops_per_cycle
+      * device_type.frequency_mhz
+      * device_type.cores
+      / 1000
+    )
+  properties.frequency = max(round(peak / per_mhz / SLOWER), 1)
+  kilobytes_per_s = device_type.bytes_per_us * 1000
+  properties.bandwidth = max(round(kilobytes_per_s / SLOWER), 1)
+  return grappler_cluster.Cluster(devices=[device])
+
+
+def performances(
+  ops: Sequence[DistinctOp], cluster: grappler_cluster.Cluster
+) -> list[op_performance_data_pb2.OpPerformance | None]:
+  """Returns Grappler's estimate for each op, if it has one."""
+  if not ops:
+    return []
+  graph_def = v1.GraphDef()
+  for i, op in enumerate(ops):
+    node = v1.NodeDef(name=f"op{i}", op=op.node.op)
+    for key, value in op.node.attr.items():
+      if not key.startswith("_"):
+        node.attr[key].CopyFrom(value)
+    pairs = zip(op.inputs, op.constants, strict=True)
+    for j, (info, constant) in enumerate(pairs):
+      source = v1.NodeDef()
+      source.CopyFrom(constant or constant_of("", info))
+      source.name = f"op{i}_input{j}"
+      del source.input[:]
+      graph_def.node.append(source)
+      node.input.append(source.name)
+    graph_def.node.append(node)
+  for node in graph_def.node:
+    node.device = _DEVICE
+  item = grappler_item.Item(meta_graph_of(graph_def))
+  estimates, _, _ = cluster.MeasureCosts(item)
+  by_name = {x.node: x for x in estimates}
+  return [by_name.get(f"op{i}") for i in range(len(ops))]
