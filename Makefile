@@ -4,6 +4,8 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 DEMO := demo_output
+# TensorFlow logs while it is loaded, whatever it is told: shown on failure.
+QUIETLY = 2> $(DEMO)/log || { cat $(DEMO)/log; exit 1; }
 
 export TF_CPP_MIN_LOG_LEVEL ?= 2
 
@@ -20,14 +22,16 @@ test: install
 # three steps beside the step that was not placed.
 demo: install $(DEMO)/inception/saved_model.pb
 	$(BIN)/baechi place $(DEMO)/inception $(DEMO)/placed --signature train \
-	  --cluster configs/clusters/local_2_cpus.toml --report $(DEMO)/report \
+	  --cluster configs/clusters/2_cpus.toml --report $(DEMO)/report \
 	  --overwrite
-	$(BIN)/python -m tools.demo $(DEMO)/inception $(DEMO)/placed
+	$(BIN)/python -m tools.demo $(DEMO)/inception $(DEMO)/placed $(QUIETLY)
 
 $(DEMO)/inception/saved_model.pb: tools/export_models.py \
     tools/training_step.py tools/benchmark_models.py | install
 	rm -rf $(@D)
-	$(BIN)/python -m tools.export_models --model=inception --preset=tiny $(@D)
+	mkdir -p $(DEMO)
+	$(BIN)/python -m tools.export_models --model=inception --preset=tiny \
+	  $(@D) $(QUIETLY)
 
 install: $(VENV)/.installed
 

@@ -45,13 +45,12 @@ def main(argv: list[str]) -> int:
   placed_model = load(argv[2])
   function = model.signatures[_SIGNATURE.value]
   placed = placed_model.signatures[_SIGNATURE.value]
-  losses, placed_losses = [], []
-  for step in range(_STEPS.value):
-    batch = example_batch(function, seed=step)
-    losses.append(_scalar(function(**batch)))
-    with _RanNodes() as ran:
-      placed_losses.append(_scalar(placed(**batch)))
-  num_devices = _print_devices(ran.nodes, placed_model.variables)
+  batches = [example_batch(function, step) for step in range(_STEPS.value)]
+  losses = [_loss(function, batch) for batch in batches]
+  # TensorFlow partitions a function, and tells how, when it first runs.
+  with _RanNodes() as ran:
+    placed_losses = [_loss(placed, batch) for batch in batches]
+  num_devices = _print_devices(ran.nodes, placed.variables)
   difference = _print_losses(losses, placed_losses)
   same = difference <= _RELATIVE_TOLERANCE
   print(
@@ -63,20 +62,21 @@ def main(argv: list[str]) -> int:
 
 
 def example_batch(function, seed: int) -> dict[str, tf.Tensor]:
-  """Returns random inputs of a signature, by argument name."""
+  """Returns random inputs by argument name; unknown dimensions are 2."""
   generator = np.random.default_rng(seed)
   batch = {}
   for name, spec in sorted(function.structured_input_signature[1].items()):
+    shape = [2 if x is None else x for x in spec.shape]
     if spec.dtype.is_floating:
-      value = generator.standard_normal(spec.shape)
+      value = generator.standard_normal(shape)
     else:
-      value = generator.integers(2, size=spec.shape)
+      value = generator.integers(2, size=shape)
     batch[name] = tf.constant(value, spec.dtype)
   return batch
 
 
-def _scalar(outputs) -> float:
-  (loss,) = outputs.values()
+def _loss(function, batch) -> float:
+  (loss,) = function(**batch).values()
   return float(loss)
 
 
@@ -106,13 +106,15 @@ def _print_devices(nodes, variables) -> int:
   held_bytes = collections.Counter()
   for variable in variables:
     held[variable.device] += 1
-    held_bytes[variable.device] += variable.dtype.size * variable.shape.size
+    held_bytes[variable.device] += variable.dtype.size * (
+      variable.shape.num_elements()
+    )
   table = Table("device", title="what each device ran and holds")
   for heading in ("ops", "tensors sent", "variables", "MB of variables"):
     table.add_column(heading, justify="right")
   for device in sorted({*ops, *held}):
     table.add_row(
-      device,
+      device.rpartition("/")[2],
       f"{ops[device]:,}",
       f"{sends[device]:,}",
       f"{held[device]:,}",
