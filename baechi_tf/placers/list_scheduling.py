@@ -599,7 +599,7 @@ def _schedule(p, s):
   missing = np.diff(p.input_offsets)  # parents that are not placed
   last_op = np.full(num_devices, NONE)
   # Ranks of the ready ops in order, for awake devices alone.
-  use_favorites = p.favorite_child.max() != NONE
+  use_favorites = np.any(p.favorite_child != NONE)
   ready = [np.int64(0) for _ in range(0)]
   for op in p.order:
     if missing[op] == 0:
