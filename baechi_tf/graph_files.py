@@ -11,6 +11,8 @@ from google.protobuf import text_format
 # Checked with TensorFlow 2.21: the protobuf that is a SavedModel.
 from tensorflow.core.protobuf import saved_model_pb2
 
+from baechi_tf import atomic
+
 GraphDef = tf.compat.v1.GraphDef
 MetaGraphDef = tf.compat.v1.MetaGraphDef
 SavedModel = saved_model_pb2.SavedModel
@@ -143,14 +145,4 @@ def write_graph(graph_def: GraphDef, path: str | os.PathLike) -> None:
     data = text_format.MessageToString(graph_def).encode()
   else:
     data = graph_def.SerializeToString(deterministic=True)
-  temporary = f"{path}.baechi-{os.getpid()}.tmp"
-  try:
-    with open(temporary, "wb") as file:
-      file.write(data)
-      file.flush()
-      os.fsync(file.fileno())
-    os.replace(temporary, path)
-  except OSError:
-    if os.path.exists(temporary):
-      os.remove(temporary)
-    raise
+  atomic.write_bytes(path, [data])

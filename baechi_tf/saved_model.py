@@ -2,19 +2,14 @@
 
 The graph's nodes get their planned devices, the object graph's variables those
 of their handles. Everything else is copied. The new directory is built beside
-the target under a temporary name and then renamed.
+the target and takes its place when it is complete.
 """
 
-import contextlib
-import ctypes
 import dataclasses
-import errno
-import fcntl
 import os
 import shutil
 import uuid
 from collections.abc import Iterable
-from collections.abc import Iterator
 from collections.abc import Mapping
 
 import tensorflow as tf
@@ -23,6 +18,7 @@ import tensorflow as tf
 from tensorflow.core.protobuf import fingerprint_pb2
 from tensorflow.python.saved_model.pywrap_saved_model import fingerprinting
 
+from baechi_tf import atomic
 from baechi_tf.device_rewrite import rewrite_devices
 from baechi_tf.function_library import called_function
 from baechi_tf.function_library import functions_by_name
@@ -34,8 +30,6 @@ MetaGraphDef = tf.compat.v1.MetaGraphDef
 
 _MODEL = "saved_model.pb"
 _REWRITTEN = (_MODEL, "saved_model.pbtxt", "fingerprint.pb")
-_AT_FDCWD = -100
-_RENAME_EXCHANGE = 2
 
 
 @dataclasses.dataclass(frozen=True)
@@ -83,8 +77,7 @@ def write_saved_model(
   """Writes the model in `source_dir` with the item's ops on their devices.
 
   Whoever looks at `target_dir` sees what was there before or the new model,
-  also if this process is killed (on a file system that cannot exchange two
-  names in one step: or, for an instant of an overwrite, nothing).
+  also if this process is killed, see `atomic.replacing_directory`.
 
   Args:
     source_dir: the SavedModel that the item was read from; it is not changed.
@@ -108,12 +101,11 @@ def write_saved_model(
     meta_graph.graph_def, item.paths, device_of
   )
   meta_graph.graph_def.CopyFrom(graph_def)
-  with _replacing(target) as temporary:
+  with atomic.replacing_directory(target) as temporary:
     _copy_files(source, temporary)
     data = saved_model.SerializeToString(deterministic=True)
     _write_file(os.path.join(temporary, _MODEL), data)
     _write_fingerprint(source, temporary)
-    _sync_directories(temporary)
   return RewriteReport(
     path=target,
     num_ops=sum(1 for name in device_of if item.paths[name]),
@@ -184,87 +176,8 @@ def _place_variables(
   return len(placed)
 
 
-@contextlib.contextmanager
-def _replacing(target: str) -> Iterator[str]:
-  """Yields a directory that takes the target's place when all went well.
-
-  A lock on the directory tells a running writer's from a killed one's, which
-  the next writer removes.
-  """
-  parent, name = os.path.split(os.path.abspath(target))
-  prefix = f".{name}.baechi-"
-  temporary = os.path.join(parent, f"{prefix}{uuid.uuid4().hex}")
-  try:
-    _remove_abandoned(parent, prefix)
-    os.mkdir(temporary)
-    with _locked(temporary):
-      yield temporary
-      _move(temporary, target)
-  except OSError as error:
-    raise OSError(
-      error.errno,
-      f"cannot write the model, nothing was left behind: {error.strerror}",
-      target,
-    ) from error
-  finally:
-    # After an exchange this is the old model.
-    shutil.rmtree(temporary, ignore_errors=True)
-
-
-@contextlib.contextmanager
-def _locked(directory: str) -> Iterator[None]:
-  """Holds the directory's lock, which a killed process loses.
-
-  Raises:
-    BlockingIOError: another process holds it.
-  """
-  descriptor = os.open(directory, os.O_RDONLY)
-  try:
-    fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    yield
-  finally:
-    os.close(descriptor)
-
-
-def _remove_abandoned(parent: str, prefix: str) -> None:
-  for name in sorted(os.listdir(parent)):
-    path = os.path.join(parent, name)
-    if not name.startswith(prefix) or not os.path.isdir(path):
-      continue
-    with contextlib.suppress(BlockingIOError), _locked(path):
-      shutil.rmtree(path)  # its writer is gone
-
-
-def _move(temporary: str, target: str) -> None:
-  """Puts the new directory at the target, the old one where it was."""
-  if not os.path.lexists(target):
-    os.rename(temporary, target)
-  elif not _exchange(temporary, target):
-    aside = temporary + "-old"
-    os.rename(target, aside)
-    os.rename(temporary, target)
-    os.rename(aside, temporary)
-  _sync(os.path.dirname(os.path.abspath(target)))
-
-
-def _exchange(first: str, second: str) -> bool:
-  """Swaps two names in one step; False where the system cannot."""
-  libc = ctypes.CDLL(None, use_errno=True)
-  if not hasattr(libc, "renameat2"):
-    return False
-  ends = (os.fsencode(first), os.fsencode(second))
-  if not libc.renameat2(
-    _AT_FDCWD, ends[0], _AT_FDCWD, ends[1], _RENAME_EXCHANGE
-  ):
-    return True
-  code = ctypes.get_errno()
-  if code in (errno.ENOSYS, errno.EINVAL):
-    return False
-  raise OSError(code, os.strerror(code), second)
-
-
 def _copy_files(source: str, temporary: str) -> None:
-  """Copies all but the files that are written anew, to the disk."""
+  """Copies all but the files that are written anew."""
   for directory, subdirectories, files in os.walk(source, followlinks=True):
     subdirectories.sort()
     relative = os.path.relpath(directory, source)
@@ -275,7 +188,6 @@ def _copy_files(source: str, temporary: str) -> None:
         continue
       copy = os.path.join(there, name)
       shutil.copyfile(os.path.join(directory, name), copy)
-      _sync(copy)
 
 
 def _write_fingerprint(source: str, temporary: str) -> None:
@@ -296,18 +208,3 @@ def _write_fingerprint(source: str, temporary: str) -> None:
 def _write_file(path: str, data: bytes) -> None:
   with open(path, "wb") as file:
     file.write(data)
-    file.flush()
-    os.fsync(file.fileno())
-
-
-def _sync(path: str) -> None:
-  descriptor = os.open(path, os.O_RDONLY)
-  try:
-    os.fsync(descriptor)
-  finally:
-    os.close(descriptor)
-
-
-def _sync_directories(root: str) -> None:
-  for directory, _, _ in os.walk(root):
-    _sync(directory)
