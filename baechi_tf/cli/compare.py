@@ -20,8 +20,8 @@ gap to a lower bound that no plan can beat, what it moves between devices, and
 each device's peak memory. The plan that `place` would choose has a star.
 """
 _EXAMPLE = """\
-baechi compare model/ --cluster configs/clusters/cpu_2.toml --batch-size 32
-baechi compare costs.json --cluster configs/clusters/v100_4_pcie.toml --json
+baechi compare model/ --cluster configs/clusters/2_cpus.toml --batch-size 32
+baechi compare costs.json --cluster cluster.toml --json
 """
 
 

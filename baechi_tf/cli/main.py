@@ -28,7 +28,7 @@ _SUBCOMMANDS = (place, profile, inspect, compare, simulate, bench_links)
 _EXAMPLE = """\
 examples:
   baechi inspect model/
-  baechi place model/ placed/ --cluster configs/clusters/cpu_2.toml
+  baechi place model/ placed/ --cluster configs/clusters/2_cpus.toml
 """
 
 
@@ -80,7 +80,7 @@ def _parser() -> argparse_flags.ArgumentParser:
   parser.add_argument(
     "--flagfile",
     metavar="FILE",
-    help="take arguments from a file, one a line; anywhere, any number of times",
+    help="take arguments from a file, one a line; can be given anywhere",
   )
   subparsers = parser.add_subparsers(
     title="commands", metavar="COMMAND", required=True

@@ -29,9 +29,9 @@ IN is a SavedModel directory, a GraphDef or MetaGraphDef file (.pb, .pbtxt), or
 a cost graph (.json, see docs/cost_graph.md), of which only a plan is written.
 """
 _EXAMPLE = """\
-baechi place model/ placed/ --cluster configs/clusters/cpu_2.toml \\
+baechi place model/ placed/ --cluster configs/clusters/2_cpus.toml \\
     --signature train --batch-size 32 --report report/
-baechi place costs.json plan.json --cluster configs/clusters/v100_4_pcie.toml
+baechi place costs.json plan.json --cluster cluster.toml
 """
 _MODEL, _PLAN = "model", "plan"
 

@@ -19,7 +19,7 @@ OpPerformanceList) for `place --profile`. Inputs are made up unless given.
 """
 _EXAMPLE = """\
 baechi profile model/ model.profile --signature train --batch-size 32
-baechi place model/ placed/ --cluster configs/clusters/cpu_2.toml \\
+baechi place model/ placed/ --cluster configs/clusters/2_cpus.toml \\
     --signature train --profile model.profile
 """
 _SLOWEST = 10  # op types shown
