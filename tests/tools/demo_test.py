@@ -10,6 +10,8 @@ from tests.tensorflow_setup import run_script
 
 RUN = "import runpy; runpy.run_module('tools.demo', run_name='__main__')"
 
+pytestmark = pytest.mark.slow
+
 
 def _place(directory, devices):
   """Places the ops that work on `w` on the first device, the rest on the last.
@@ -31,7 +33,6 @@ def _place(directory, devices):
   return source, str(directory / "placed")
 
 
-@pytest.mark.slow
 def test_same_losses_on_two_devices_succeed(tmp_path):
   result = run_script(RUN, *_place(tmp_path, DEVICES[:2]))
   assert result.returncode == 0, result.stderr
@@ -39,7 +40,6 @@ def test_same_losses_on_two_devices_succeed(tmp_path):
   assert "ops ran on 2 devices" in result.stdout
 
 
-@pytest.mark.slow
 def test_one_device_fails(tmp_path):
   result = run_script(RUN, *_place(tmp_path, DEVICES[:1]))
   assert result.returncode == 1, result.stderr
