@@ -44,6 +44,11 @@ def read_saved_model(path: str) -> SavedModel:
       if not saved_model.meta_graphs:
         raise ValueError(f"{name} holds no graph; copy the model again")
       return saved_model
+  if os.path.isfile(os.path.join(path, "saved_model.cpb")):
+    raise ValueError(
+      "saved_model.cpb is a model split into chunks, which cannot be read here;"
+      " save it with experimental_image_format=False"
+    )
   raise ValueError(
     "not a SavedModel: the directory has no saved_model.pb; give the"
     " directory that tf.saved_model.save or model.export wrote"

@@ -29,7 +29,8 @@ from baechi_tf.graph_item import GraphItem
 MetaGraphDef = tf.compat.v1.MetaGraphDef
 
 _MODEL = "saved_model.pb"
-_REWRITTEN = (_MODEL, "saved_model.pbtxt", "fingerprint.pb")
+_MODELS = (_MODEL, "saved_model.pbtxt")
+_REWRITTEN = (*_MODELS, "fingerprint.pb")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -133,7 +134,7 @@ def _check_target(source: str, target: str, overwrite: bool) -> None:
     raise ValueError(
       f"{target} exists; give --overwrite to replace it, or another directory"
     )
-  if not os.path.isfile(os.path.join(target, _MODEL)):
+  if not any(os.path.isfile(os.path.join(target, x)) for x in _MODELS):
     raise ValueError(
       f"{target} is not a SavedModel, so --overwrite does not replace it;"
       " remove it yourself or choose another directory"

@@ -208,6 +208,45 @@ def save_v1(path, use_resource: bool) -> str:
   return str(path)
 
 
+def save_v1_two_graphs(path, as_text=False) -> str:
+  """Saves one model for tags "serve" (x + w) and "train" (x * w), w = 2."""
+  v1 = tf.compat.v1
+  builder = v1.saved_model.Builder(str(path))
+  for tag, combine in (("train", tf.multiply), ("serve", tf.add)):
+    with tf.Graph().as_default(), v1.Session() as session:
+      x = v1.placeholder(tf.float32, [], name="x")
+      w = v1.get_variable("w", initializer=2.0, use_resource=True)
+      signature = v1.saved_model.predict_signature_def(
+        {"x": x}, {"y": combine(x, w)}
+      )
+      session.run(v1.global_variables_initializer())
+      signatures = {"combine": signature}
+      if tag == "train":
+        builder.add_meta_graph_and_variables(session, [tag], signatures)
+      else:
+        builder.add_meta_graph([tag], signatures)
+  builder.save(as_text=as_text)
+  return str(path)
+
+
+def save_v1_sparse(path) -> str:
+  """Saves a model that takes and returns a sparse tensor."""
+  v1 = tf.compat.v1
+  with tf.Graph().as_default(), v1.Session() as session:
+    x = v1.sparse_placeholder(tf.float32, [2, 2], name="x")
+    y = tf.SparseTensor(x.indices, x.values * 2.0, x.dense_shape)
+    info = v1.saved_model.build_tensor_info
+    signature = v1.saved_model.build_signature_def(
+      {"x": info(x)}, {"y": info(y)}
+    )
+    builder = v1.saved_model.Builder(str(path))
+    builder.add_meta_graph_and_variables(
+      session, ["serve"], {"double": signature}
+    )
+    builder.save()
+  return str(path)
+
+
 def lowered_loop():
   """Returns a GraphDef whose loop is a cycle of Enter, Merge, NextIteration."""
   v1 = tf.compat.v1

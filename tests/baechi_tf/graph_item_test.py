@@ -194,6 +194,49 @@ def test_read_item_v1_saved_model_gives_same_losses(tmp_path, use_resource):
   )
 
 
+@pytest.mark.parametrize("as_text", [True, False])
+def test_read_item_several_graphs_are_chosen_by_tags(tmp_path, as_text):
+  path = models.save_v1_two_graphs(tmp_path / "model", as_text)
+  batch = [{"x": 5.0}]
+  assert run_steps(read_item(path), batch)[0] == [[7.0]]
+  assert run_steps(read_item(path, tags=["train"]), batch)[0] == [[10.0]]
+  with pytest.raises(ValueError, match="tags 'gpu'; there are 'train', 'ser"):
+    read_item(path, tags=["gpu"])
+
+
+def test_read_item_sparse_signature_feeds_its_parts(tmp_path):
+  item = read_item(models.save_v1_sparse(tmp_path / "model"))
+  names = [feed.name for feed in item.feeds]
+  assert names == ["x/values", "x/indices", "x/dense_shape"]
+  batch = {
+    "x/values": [3.0],
+    "x/indices": [[0, 1]],
+    "x/dense_shape": [2, 2],
+  }
+  outputs, _ = run_steps(item, [batch])
+  values, indices, shape = outputs[0]
+  np.testing.assert_array_equal(values, [6.0])
+  np.testing.assert_array_equal(indices, [[0, 1]])
+  np.testing.assert_array_equal(shape, [2, 2])
+
+
+def test_read_item_fed_op_in_the_middle_is_where_the_step_begins(tmp_path):
+  with tf.Graph().as_default():
+    x = tf.compat.v1.placeholder(tf.float32, [], name="x")
+    middle = tf.negative(x, name="middle")
+    y = tf.add(middle, 1.0, name="y")
+    signature = tf.compat.v1.saved_model.predict_signature_def(
+      {"middle": middle}, {"y": y}
+    )
+    meta_graph = tf.compat.v1.train.export_meta_graph()
+  meta_graph.signature_def["run"].CopyFrom(signature)
+  path = tmp_path / "model.pb"
+  path.write_bytes(meta_graph.SerializeToString())
+  item = read_item(path)
+  assert set(item.op_names) == {"middle", "y", "y/y"}
+  assert run_steps(item, [{"middle": 4.0}])[0] == [[5.0]]
+
+
 def step_graph():
   """Returns a GraphDef with a resource variable that counts its steps."""
   with tf.Graph().as_default() as graph:
@@ -263,6 +306,36 @@ def test_read_item_lowered_loop_is_rejected(tmp_path):
 def test_read_item_directory_without_model_is_rejected(tmp_path):
   with pytest.raises(ValueError, match="no saved_model.pb"):
     read_item(tmp_path)
+
+
+def test_read_item_model_in_chunks_is_rejected(tmp_path):
+  (tmp_path / "saved_model.cpb").write_bytes(b"x")
+  with pytest.raises(ValueError, match="saved_model.cpb.*chunks"):
+    read_item(tmp_path)
+
+
+def test_read_item_model_without_signature_lists_sinks(tmp_path):
+  path = str(tmp_path / "model")
+  tf.saved_model.save(models.Mlp(), path)
+  with pytest.raises(ValueError, match="no signature: name .* --fetch"):
+    read_item(path)
+  with pytest.raises(ValueError, match="no signature 'run'; there are none"):
+    read_item(path, signature="run")
+
+
+@pytest.mark.parametrize("fetch", ["y:z", "^y", "", "y:0:1"])
+def test_read_item_fetch_that_is_no_name_is_rejected(graph_file, fetch):
+  with pytest.raises(ValueError, match="is no tensor or op"):
+    read_item(graph_file, fetches=[fetch])
+
+
+def test_read_item_resource_placeholder_is_rejected(tmp_path):
+  model = models.Mlp()
+  path = tmp_path / "graph.pb"
+  concrete = model.predict.get_concrete_function()
+  write_graph(concrete.graph.as_graph_def(), path)
+  with pytest.raises(ValueError, match="takes a resource, which cannot be fed"):
+    read_item(path, fetches=["Identity"])
 
 
 def test_read_item_other_file_is_rejected(tmp_path):

@@ -253,6 +253,37 @@ def test_placed_v1_model_trains_the_same(tmp_path, use_resource):
   )
 
 
+def test_placed_loop_and_branch_give_the_same(tmp_path):
+  path = models.save_loop(tmp_path / "model")
+  item = read_item(path)
+  out = tmp_path / "placed"
+  saved_model.write_saved_model(path, out, item, models.spread(item, DEVICES))
+  original, placed = tf.saved_model.load(path), saved_model.load(out)
+  for x in (np.float32([[1, 2], [3, 4]]), -np.ones((2, 2), "f")):
+    x = tf.constant(x)
+    np.testing.assert_allclose(
+      placed.signatures["run"](x=x)["y"],
+      original.signatures["run"](x=x)["y"],
+      rtol=RTOL,
+    )
+  assert placed.count.numpy() == original.count.numpy() == 6
+
+
+@pytest.mark.parametrize("as_text", [True, False])
+def test_write_saved_model_rewrites_the_graph_with_the_tags(tmp_path, as_text):
+  path = models.save_v1_two_graphs(tmp_path / "model", as_text)
+  item = read_item(path, tags=["train"])
+  plan = dict.fromkeys(item.op_names, DEVICES[1])
+  out = tmp_path / "placed"
+  saved_model.write_saved_model(path, out, item, plan, tags=["train"])
+  assert not (out / "saved_model.pbtxt").exists()
+  for tag, placed in (("train", True), ("serve", False)):
+    again = read_item(out, tags=[tag])
+    devices = {n.name: n.device for n in again.graph_def.node}
+    expected = {DEVICES[1]} if placed else {""}
+    assert {devices[x] for x in again.op_names} == expected
+
+
 def test_placed_table_is_on_its_device(tmp_path):
   path = models.save_vocabulary(tmp_path / "model", tmp_path / "words.txt")
   item = read_item(path)
