@@ -29,8 +29,9 @@ def fuse(graph: OpGraph, group: np.ndarray | None = None) -> Fused:
 
   Times and persistent bytes add up. A fused op holds its outputs to others;
   what its ops hold between themselves, run one after another in topological
-  order, counts as temporary. So the coarse graph never needs less memory than
-  the fine one with the same placement would.
+  order, counts as temporary. So a device that runs one fused op after another
+  never needs more memory than the coarse graph says; one that interleaves their
+  fine ops may, which is why plans are simulated on the fine graph.
 
   Args:
     graph: the fine graph.
@@ -89,11 +90,11 @@ def _coarse_graph(graph, group, coarse_op, num_coarse) -> OpGraph:
   outward = np.zeros(len(graph.tensor_op), bool)
   outward[graph.edge_tensor[leaves]] = True
 
-  # Fine tensors that leave become the outputs, in the order of their ops.
+  # Fine tensors that leave become the outputs, in topological order of their
+  # ops: how those were listed must not show.
   outputs = np.flatnonzero(outward & ~graph.tensor_is_control)
-  outputs = outputs[
-    np.argsort(coarse_op[graph.tensor_op[outputs]], kind="stable")
-  ]
+  maker = graph.tensor_op[outputs]
+  outputs = outputs[np.lexsort((outputs, graph.rank[maker], coarse_op[maker]))]
   output_op = coarse_op[graph.tensor_op[outputs]]
   number = np.full(len(graph.tensor_op), -1)  # -1 is CONTROL
   first_output = offsets_of(output_op, num_coarse)
