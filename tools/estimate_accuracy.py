@@ -37,8 +37,9 @@ _BATCH_SIZE = flags.DEFINE_integer("batch_size", None, "For unknown batches.")
 _STEPS = flags.DEFINE_integer("steps", 20, "Steps to measure.")
 flags.mark_flag_as_required("cluster")
 
-# An op's class is the first whose word its type contains.
+# An op's class is the first of which its type contains a word.
 _CLASSES = (
+  ("element-wise", ("Maximum", "Minimum")),
   ("convolution", ("Conv2D", "Conv3D")),
   ("matrix product", ("MatMul", "Einsum")),
   ("batch norm", ("BatchNorm",)),
@@ -62,7 +63,6 @@ _CLASSES = (
   ),
   ("loop, branch", ("While", "If", "Case")),
 )
-_EXACT = {"Max": "element-wise", "Maximum": "element-wise"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -89,8 +89,6 @@ class ClassAccuracy:
 
 def op_class(op_type: str) -> str:
   """Returns the class of an op; one of no class is element-wise."""
-  if op_type in ("Maximum", "Minimum"):
-    return "element-wise"
   for name, words in _CLASSES:
     if any(word in op_type for word in words):
       return name
