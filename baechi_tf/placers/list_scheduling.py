@@ -50,7 +50,7 @@ class _Problem(NamedTuple):
   consumer_offsets: np.ndarray
   edge_op: np.ndarray
   input_offsets: np.ndarray
-  input_tensor: np.ndarray  # re-sorted by arrival order once an op is ready
+  input_tensor: np.ndarray  # in topological order, then see _sort_inputs
   group: np.ndarray
   group_offsets: np.ndarray
   group_members: np.ndarray
@@ -77,6 +77,7 @@ class _State(NamedTuple):
   receive_trial: np.ndarray
   arrived: np.ndarray  # [m, D], when a tensor is there; _NEVER: not sent
   last_use: np.ndarray  # [m, D], when its last placed consumer there ends
+  unplaced_parents: np.ndarray  # [n], edges from ops that are not placed
   unplaced_consumers: np.ndarray  # [m]
   reserved: np.ndarray  # [D] persistent bytes of the groups placed there
   live: np.ndarray  # [D] outputs, copies and workspace held there
@@ -118,16 +119,28 @@ def schedule(
   if favorite_child is None:
     favorite_child = np.full(graph.num_ops, NONE, np.int64)
   problem = _problem(graph, cluster, favorite_child)
-  device, culprit, needs, left = _schedule(problem, _new_state(problem))
-  if culprit != NONE:
-    raise InfeasiblePlacementError(
-      infeasible_message(graph, cluster, culprit, int(needs), left)
-    )
-  return Placement(graph.names, cluster.device_names, device)
+  state = _new_state(problem)
+  if graph.num_ops and not _schedule(problem, state):
+    raise InfeasiblePlacementError(_why_not(graph, cluster, problem, state))
+  return Placement(graph.names, cluster.device_names, state.device)
+
+
+def _why_not(graph, cluster, p, s) -> str:
+  """Returns what the first ready op lacks, where it lacks least."""
+  ready = np.flatnonzero(s.is_ready)
+  op = int(ready[np.argmin(p.rank[ready])])
+  where = s.group_device[p.group[op]]
+  devices = range(cluster.num_devices) if where == NONE else [where]
+  needs = min(int(_needs(p, s, op, k)) for k in devices)
+  left = p.memory - s.reserved - s.live
+  return infeasible_message(graph, cluster, op, needs, left)
 
 
 def _problem(graph, cluster, favorite_child) -> _Problem:
   working = graph.temporary_bytes + graph.output_held_bytes
+  by_op = np.lexsort(
+    (graph.edge_tensor, graph.rank[graph.edge_source], graph.edge_op)
+  )
   members = np.lexsort((graph.rank, graph.group))
   group_persistent = np.zeros(graph.num_groups, np.int64)
   np.add.at(group_persistent, graph.group, graph.persistent_bytes)
@@ -148,7 +161,7 @@ def _problem(graph, cluster, favorite_child) -> _Problem:
     consumer_offsets=graph.consumer_offsets,
     edge_op=graph.edge_op,
     input_offsets=graph.input_offsets,
-    input_tensor=graph.edge_tensor[graph.input_edges],
+    input_tensor=graph.edge_tensor[by_op],
     group=graph.group,
     group_offsets=offsets_of(graph.group, graph.num_groups),
     group_members=members,
@@ -179,6 +192,7 @@ def _new_state(p: _Problem) -> _State:
     receive_trial=send_trial if half else np.zeros(num_devices),
     arrived=np.full((num_tensors, num_devices), _NEVER),
     last_use=np.zeros((num_tensors, num_devices)),
+    unplaced_parents=np.diff(p.input_offsets),
     unplaced_consumers=np.diff(p.consumer_offsets),
     reserved=np.zeros(num_devices, np.int64),
     live=np.zeros(num_devices, np.int64),
@@ -272,19 +286,18 @@ def _fits(p, s, q, op, k, now):
 
 @compiled
 def _sort_inputs(p, s, op):
-  """Puts a ready op's inputs in the order in which they became ready."""
+  """Puts a ready op's inputs in the order in which they became ready.
+
+  They start in topological order, which ties keep and which is nearly it.
+  """
   first, last = p.input_offsets[op], p.input_offsets[op + 1]
-  keys = [
-    (
-      s.finish[p.tensor_op[p.input_tensor[i]]],
-      p.rank[p.tensor_op[p.input_tensor[i]]],
-      p.input_tensor[i],
-    )
-    for i in range(first, last)
-  ]
-  keys.sort()
-  for i in range(first, last):
-    p.input_tensor[i] = keys[i - first][2]
+  for i in range(first + 1, last):
+    tensor = p.input_tensor[i]
+    finish = s.finish[p.tensor_op[tensor]]
+    while i > first and s.finish[p.tensor_op[p.input_tensor[i - 1]]] > finish:
+      p.input_tensor[i] = p.input_tensor[i - 1]
+      i -= 1
+    p.input_tensor[i] = tensor
 
 
 @compiled
@@ -493,7 +506,7 @@ def _free_memory(s, q, k, now):
 
 
 @compiled
-def _earliest_on(p, s, q, ready, last_op, k, awake, best):
+def _earliest_on(p, s, q, ready, last_op, k, best):
   """What device `k` would do next: when, and the op's rank.
 
   A rank of `NONE` says that memory is freed then, for ops that do not fit now.
@@ -503,7 +516,7 @@ def _earliest_on(p, s, q, ready, last_op, k, awake, best):
     _free_memory(s, q, k, s.device_free[k])
   start, r = _earliest_in(p, s, q, num_devices + k)
   short = len(q.blocked[num_devices + k]) > 0
-  if awake:
+  if last_op[k] != NONE and _awaits(p, s, last_op[k], k):
     child = p.favorite_child[last_op[k]]
     other, other_rank, other_short = _first_urgent(
       p, s, q, ready, child, k, min(best, start)
@@ -522,14 +535,15 @@ def _earliest_on(p, s, q, ready, last_op, k, awake, best):
 @compiled
 def _earliest(p, s, q, ready, last_op):
   """The next op of the whole cluster: when, its rank, and its device."""
-  start, r, k = _NEVER, np.int64(NONE), -1
-  for d in np.argsort(s.device_free, kind="mergesort"):
-    if s.device_free[d] > start:
-      break  # nothing starts on a device before it is free
-    awake = last_op[d] != NONE and _awaits(p, s, last_op[d], d)
-    at, rank = _earliest_on(p, s, q, ready, last_op, d, awake, start)
-    if at < start or (at == start and (rank, d) < (r, k)):
-      start, r, k = at, rank, d
+  # Nothing starts on a device before it is free: the first to be free may
+  # spare us a look at the rest.
+  k = np.argmin(s.device_free)
+  start, r = _earliest_on(p, s, q, ready, last_op, k, _NEVER)
+  for d in range(len(last_op)):
+    if d != k and s.device_free[d] <= start:
+      at, rank = _earliest_on(p, s, q, ready, last_op, d, start)
+      if at < start or (at == start and (rank, d) < (r, k)):
+        start, r, k = at, rank, d
   return start, r, k
 
 
@@ -548,18 +562,6 @@ def _enter_again(p, s, q, op, k, new_group):
       for edge in range(first, last):
         if s.is_ready[p.edge_op[edge]]:
           _enter(p, s, q, p.edge_op[edge], k)
-
-
-@compiled
-def _infeasible(p, s, op):
-  """What the op needs where it comes closest, and what each device has left."""
-  left = p.memory - s.reserved - s.live
-  needs = -1
-  for k in range(len(left)):
-    if _may_run(p, s, op, k):
-      on_k = _needs(p, s, op, k)
-      needs = on_k if needs < 0 else min(needs, on_k)
-  return needs, left
 
 
 @compiled
@@ -588,21 +590,18 @@ def _make_ready(p, s, q, ready, keep_sorted, op):
 
 @compiled
 def _schedule(p, s):
-  """Places every op: returns the device of each, or a culprit.
+  """Places every op, or stops when no op that is ready fits anywhere.
 
-  Returns:
-    device of each op, the op that fits nowhere (or NONE), the bytes it needs,
-    and the bytes that each device has left.
+  Returns whether every op has been placed; the rest is in the state.
   """
   num_ops, num_devices = p.times.shape
   q = _new_queues(num_devices)
-  missing = np.diff(p.input_offsets)  # parents that are not placed
   last_op = np.full(num_devices, NONE)
   # Ranks of the ready ops in order, for awake devices alone.
   use_favorites = np.any(p.favorite_child != NONE)
   ready = [np.int64(0) for _ in range(0)]
   for op in p.order:
-    if missing[op] == 0:
+    if s.unplaced_parents[op] == 0:
       _make_ready(p, s, q, ready, use_favorites, op)
 
   for _ in range(num_ops):
@@ -611,10 +610,7 @@ def _schedule(p, s):
       _free_memory(s, q, k, start)
       start, r, k = _earliest(p, s, q, ready, last_op)
     if r == NONE:
-      first_ready = p.order[np.argmax(s.is_ready[p.order])]
-      needs, left = _infeasible(p, s, first_ready)
-      return s.device, first_ready, needs, left
-
+      return False
     op = p.order[r]
     new_group = s.group_device[p.group[op]] == NONE
     _place(p, s, q, op, k, start)
@@ -627,7 +623,7 @@ def _schedule(p, s):
     last = p.consumer_offsets[p.tensor_offsets[op + 1]]
     for edge in range(first, last):
       consumer = p.edge_op[edge]
-      missing[consumer] -= 1
-      if missing[consumer] == 0:
+      s.unplaced_parents[consumer] -= 1
+      if s.unplaced_parents[consumer] == 0:
         _make_ready(p, s, q, ready, use_favorites, consumer)
-  return s.device, np.int64(NONE), np.int64(0), p.memory
+  return True
