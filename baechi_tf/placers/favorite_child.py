@@ -38,7 +38,15 @@ def favorite_children(graph: OpGraph, cluster: Cluster) -> np.ndarray:
   if len(source) == 0:
     return np.full(graph.num_ops, NONE, np.int64)
   if uses_lp(graph):
-    x = relaxed_edges(graph.num_ops, time, source, target, cost)
+    # The program in topological order, so that which of many optima the solver
+    # finds does not depend on how the ops were listed.
+    x = relaxed_edges(
+      graph.num_ops,
+      time[graph.order],
+      graph.rank[source],
+      graph.rank[target],
+      cost,
+    )
     chosen = x < ROUNDING_THRESHOLD
     # Smaller x first, then dearer edges; lexsort's last key is the first.
     # Rounded, because the last digits are the solver's, not the problem's.
