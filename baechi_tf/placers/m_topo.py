@@ -23,7 +23,7 @@ def place(graph: OpGraph, cluster: Cluster) -> Placement:
   )
   group_memory = np.zeros(graph.num_groups, np.int64)
   np.add.at(group_memory, graph.group, memory)
-  cap = -(-int(memory.sum()) // cluster.num_devices)
+  cap = int(memory.sum()) // cluster.num_devices
   cap += int(group_memory.max(initial=0))
   room = np.minimum(cluster.memory_bytes, cap)
 
