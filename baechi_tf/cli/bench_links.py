@@ -20,8 +20,9 @@ options; all but the one that measures also get --serve.
 _EXAMPLE = """\
 baechi bench-links --device /device:GPU:0 --device /device:GPU:1
 
-on the host b:  baechi bench-links --host a:2222 --host b:2222 --task 1 --serve
-on the host a:  baechi bench-links --host a:2222 --host b:2222 --task 0
+on b, then on a:
+baechi bench-links --host a:2222 --host b:2222 --task 1 --serve
+baechi bench-links --host a:2222 --host b:2222 --task 0
 """
 _LOCAL = ("/device:CPU:0", "/device:CPU:1")
 _LARGEST = "64 MiB"

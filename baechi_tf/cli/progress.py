@@ -19,10 +19,9 @@ INTERVAL_S = 2.0
 class Progress:
   """A context in which calls name the present stage."""
 
-  def __init__(self, interval_s: float = INTERVAL_S):
+  def __init__(self):
     self._stage = ""
     self._shown = ""
-    self._interval_s = interval_s
     self._done = threading.Event()
     self._status = None
     self._thread = None
@@ -60,7 +59,7 @@ class Progress:
     return lambda done, total: self(f"{stage}, {done} of {total}")
 
   def _write_lines(self) -> None:
-    while not self._done.wait(self._interval_s):
+    while not self._done.wait(INTERVAL_S):
       stage = self._stage
       if stage != self._shown:
         print(f"{stage} ...", file=sys.stderr, flush=True)

@@ -1,0 +1,275 @@
+"""The command line on real TensorFlow models."""
+
+import json
+import os
+
+import numpy as np
+import pytest
+
+from baechi_tf.cli import progress
+from baechi_tf.cli.main import main
+from baechi_tf.costs.profile import read_profile
+from baechi_tf.graph_files import read_graph_file
+from baechi_tf.saved_model import load
+from tests import models
+from tests.tensorflow_setup import DEVICES
+from tests.tensorflow_setup import run_script
+from tests.tensorflow_setup import tf
+
+STEP = ("--signature=train", "--batch-size=5")
+
+
+def cluster_text(memory: str, *fields: str) -> str:
+  """Two CPU devices with links that cost nothing, so that both are used."""
+  extra = "".join(f"{x}\n" for x in fields)
+  devices = "".join(
+    f'[[device]]\nname = "{name}"\nmemory = "{memory}"\n{extra}'
+    for name in DEVICES[:2]
+  )
+  return f"{devices}[link]\nlatency_us = 0\nbytes_per_us = 1e9\n"
+
+
+@pytest.fixture(scope="module")
+def saved_mlp(tmp_path_factory) -> str:
+  return models.save_mlp(tmp_path_factory.mktemp("saved") / "mlp")
+
+
+@pytest.fixture(scope="module")
+def profile(saved_mlp, tmp_path_factory) -> str:
+  path = str(tmp_path_factory.mktemp("profile") / "mlp.profile")
+  assert main(["profile", saved_mlp, path, *STEP, "--num-steps=3"]) == 0
+  return path
+
+
+@pytest.fixture(autouse=True)
+def scratch(tmp_path, monkeypatch):
+  """A directory with a cluster, and no slow-machine chatter."""
+  monkeypatch.chdir(tmp_path)
+  monkeypatch.setattr(progress, "INTERVAL_S", 1000.0)
+  (tmp_path / "cluster.toml").write_text(cluster_text("1 MiB"))
+  return tmp_path
+
+
+def complaint(capsys, *argv: str, code: int = 2) -> str:
+  """Runs a command that must fail, with one line and nothing written."""
+  before = sorted(os.listdir("."))
+  assert main(list(argv)) == code
+  captured = capsys.readouterr()
+  assert captured.out == ""
+  assert captured.err.startswith("baechi: ")
+  assert captured.err.count("\n") == 1
+  assert sorted(os.listdir(".")) == before
+  return captured.err
+
+
+def losses(model, num_steps: int = 3) -> list[float]:
+  train = model.signatures["train"]
+  batches = [models.mlp_batch(seed) for seed in range(num_steps)]
+  return [
+    float(train(**{k: tf.constant(v) for k, v in batch.items()})["loss"])
+    for batch in batches
+  ]
+
+
+def test_placed_model_runs_on_its_devices_with_the_same_losses(
+  saved_mlp, profile, capsys
+):
+  argv = ["place", saved_mlp, "placed", "--cluster=cluster.toml", *STEP]
+  argv += [f"--profile={profile}", "--placer=m_topo", "--report=report"]
+  assert main([*argv, "--no-coplacement"]) == 0
+  captured = capsys.readouterr()
+  assert "op costs on CPU: " in captured.out
+  assert captured.err == ""
+  with open("report/placement.json") as file:
+    devices = set(json.load(file)["placement"].values())
+  assert devices == set(DEVICES[:2])
+  # The same kernels on the same numbers: only the order of additions inside
+  # one kernel could differ.
+  np.testing.assert_allclose(
+    losses(load("placed")), losses(tf.saved_model.load(saved_mlp)), rtol=1e-5
+  )
+
+
+def test_two_runs_from_a_profile_write_the_same_bytes(
+  saved_mlp, profile, scratch
+):
+  for name in "xy":
+    argv = ["place", saved_mlp, name, "--cluster=cluster.toml", *STEP]
+    argv += [f"--profile={profile}", f"--report={name}-report"]
+    assert main(argv) == 0
+  written = [
+    {
+      str(path.relative_to(directory)): path.read_bytes()
+      for name in (f"{x}", f"{x}-report")
+      for directory in [scratch / name]
+      for path in sorted(directory.rglob("*"))
+      if path.is_file()
+    }
+    for x in "xy"
+  ]
+  assert written[0] == written[1]
+
+
+def test_place_measures_without_a_profile(saved_mlp, capsys):
+  argv = ["place", saved_mlp, "plan.json", "--cluster=cluster.toml", *STEP]
+  assert main([*argv, "--emit=plan", "--json"]) == 0
+  (costs,) = json.loads(capsys.readouterr().out)["costs"]
+  assert costs["device_type"] == "CPU"
+  assert costs["num_measured"] > 0
+
+
+def test_place_estimates_a_device_that_is_not_here(saved_mlp, scratch, capsys):
+  text = cluster_text("1 MiB", 'type = "V100"')
+  text += (
+    '[device_type.V100]\nkind = "GPU"\ncores = 80\nfrequency_mhz = 1380\n'
+    'bytes_per_us = 900000\narchitecture = "7.0"\nlaunch_us = 5\n'
+  )
+  (scratch / "cluster.toml").write_text(text)
+  argv = ["place", saved_mlp, "plan.json", "--cluster=cluster.toml", *STEP]
+  assert main([*argv, "--emit=plan", "--json"]) == 0
+  (costs,) = json.loads(capsys.readouterr().out)["costs"]
+  assert (costs["device_type"], costs["num_measured"]) == ("V100", 0)
+
+
+def test_plan_of_a_model_is_simulated(saved_mlp, profile, capsys):
+  argv = [saved_mlp, "plan.json", "--cluster=cluster.toml", *STEP]
+  argv += [f"--profile={profile}", "--json"]
+  assert main(["place", *argv, "--emit=plan"]) == 0
+  placed = json.loads(capsys.readouterr().out)
+  assert main(["simulate", *argv]) == 0
+  simulated = json.loads(capsys.readouterr().out)
+  assert simulated["makespan_us"] == placed["makespan_us"]
+
+
+@pytest.mark.parametrize("name", ["graph.pb", "graph.pbtxt"])
+def test_graph_file_becomes_a_graph_file(name, scratch, capsys):
+  graph = tf.Graph()
+  with graph.as_default():
+    x = tf.compat.v1.placeholder(tf.float32, [None, 4], name="x")
+    tf.add(tf.exp(x), tf.sin(x), name="y")
+  tf.io.write_graph(graph, ".", name, as_text=name.endswith("txt"))
+  argv = ["place", name, f"placed-{name}", "--cluster=cluster.toml"]
+  assert main([*argv, "--fetch=y", "--input-shape=x=2,4"]) == 0
+  placed = read_graph_file(f"placed-{name}").graph_def
+  original = graph.as_graph_def()
+  assert {x.device for x in placed.node} <= set(DEVICES[:2])
+  for node in placed.node:
+    assert node.device
+    node.device = ""
+  assert placed == original
+
+
+def test_profile_holds_every_op(profile, saved_mlp, capsys):
+  (costs,) = read_profile(profile).values()
+  assert main(["inspect", saved_mlp, *STEP, "--json"]) == 0
+  fields = json.loads(capsys.readouterr().out)
+  assert fields["num_ops"] == len(costs)
+
+
+def test_inspect_shows_signatures_variables_and_types(saved_mlp, capsys):
+  assert main(["inspect", saved_mlp, *STEP, "--json"]) == 0
+  fields = json.loads(capsys.readouterr().out)
+  assert fields["signatures"]["train"] == {
+    "inputs": {"x": "float32 [?, 4]", "y": "float32 [?, 2]"},
+    "outputs": {"loss": "float32 []"},
+  }
+  variables = {x["name"]: x["bytes"] for x in fields["variables"].values()}
+  assert variables == {"w": 4 * 8 * 4, "v": 8 * 2 * 4, "step": 8}
+  assert fields["op_types"]["AssignSubVariableOp"]["num_ops"] == 2
+  assert main(["inspect", saved_mlp, *STEP]) == 0
+  assert "signature train: x: float32 [?, 4]" in capsys.readouterr().out
+
+
+def test_links_are_printed_as_toml(capsys):
+  assert main(["bench-links", "--largest=256"]) == 0
+  text = capsys.readouterr().out
+  assert "[[link.between]]" in text
+  assert 'devices = ["/device:CPU:0", "/device:CPU:1"]' in text
+
+
+def test_unknown_device_of_a_link_is_refused(capsys):
+  argv = ("bench-links", "--device=/device:CPU:0", "--device=/device:GPU:7")
+  assert "/device:GPU:7' is not there" in complaint(capsys, *argv)
+
+
+@pytest.mark.parametrize(
+  "argv, message",
+  [
+    (["--signature=fly"], "no signature 'fly'; there are 'serving_default'"),
+    (["--signature=train"], "pass --batch-size"),
+    (["--fetch=fly"], "no op 'fly' to fetch"),
+    (["--input-shape=z=1,4"], "there is no such input"),
+    (["--profile=cluster.toml"], "cluster.toml: not a profile"),
+  ],
+)
+def test_wrong_argument_for_a_model_is_refused(
+  argv, message, saved_mlp, capsys
+):
+  argv = ("place", saved_mlp, "p", "--cluster=cluster.toml", *argv)
+  assert message in complaint(capsys, *argv)
+
+
+def test_profile_of_another_model_is_refused(
+  saved_mlp, tmp_path_factory, capsys
+):
+  other = models.save_loop(tmp_path_factory.mktemp("other") / "loop")
+  path = str(tmp_path_factory.mktemp("other") / "loop.profile")
+  assert main(["profile", other, path, "--num-steps=1"]) == 0
+  capsys.readouterr()
+  argv = ("place", saved_mlp, "p", "--cluster=cluster.toml", *STEP)
+  line = complaint(capsys, *argv, f"--profile={path}")
+  assert line.startswith(f"baechi: {path}: ")
+  assert "made for another model" in line
+
+
+def test_model_too_large_ends_with_3(saved_mlp, profile, scratch, capsys):
+  (scratch / "cluster.toml").write_text(cluster_text("100 B"))
+  argv = ("place", saved_mlp, "p", "--cluster=cluster.toml", *STEP)
+  line = complaint(capsys, *argv, f"--profile={profile}", "--report=r", code=3)
+  assert "bytes" in line
+  assert "would help" in line
+
+
+def damaged(saved_mlp: str, kind: str) -> str:
+  """Copies what is left of a model."""
+  with open(os.path.join(saved_mlp, "saved_model.pb"), "rb") as file:
+    data = file.read()
+  os.mkdir("damaged")
+  if kind == "truncated":
+    data = data[: len(data) // 2]
+  if kind != "empty":
+    with open("damaged/saved_model.pb", "wb") as file:
+      file.write(data)
+  return "damaged"
+
+
+@pytest.mark.parametrize(
+  "kind, message",
+  [
+    ("empty", "not a SavedModel"),
+    ("truncated", "damaged or truncated"),
+    ("without variables", "variables.index is missing"),
+  ],
+)
+@pytest.mark.parametrize("command", ["place", "inspect", "profile"])
+def test_damaged_model_is_refused(command, kind, message, saved_mlp, capsys):
+  argv = [command, damaged(saved_mlp, kind), *STEP]
+  if command != "inspect":
+    argv.insert(2, "out")
+  if command == "place":
+    argv.append("--cluster=cluster.toml")
+  assert message in complaint(capsys, *argv)
+
+
+def test_real_process_says_nothing_but_the_result(saved_mlp, scratch):
+  script = f"import os; os.chdir({str(scratch)!r})\n" + (
+    "from baechi_tf.cli.main import run; run()"
+  )
+  argv = ("inspect", saved_mlp, "--signature=train")
+  result = run_script(script, *argv)
+  assert (result.returncode, result.stderr) == (0, "")
+  argv = ("inspect", saved_mlp, "--signature=fly")
+  result = run_script(script, *argv)
+  assert (result.returncode, result.stdout) == (2, "")
+  assert result.stderr.startswith("baechi: ")
+  assert result.stderr.count("\n") == 1

@@ -1,0 +1,542 @@
+"""The command line on cost graphs, and on what is wrong before TensorFlow."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+import time
+
+import pytest
+
+from baechi_tf.cli import progress
+from baechi_tf.cli.main import main
+
+ROOT = os.path.dirname(os.path.dirname(os.path.dirname(__file__)))
+CLUSTER = """\
+[[device]]
+name = "/device:CPU:0"
+memory = 1000
+[[device]]
+name = "/device:CPU:1"
+memory = 1000
+[link]
+latency_us = 1
+bytes_per_us = 10
+"""
+RUN = "from baechi_tf.cli.main import run; run()"
+SUBCOMMANDS = (
+  "place", "profile", "inspect", "compare", "simulate", "bench-links",
+)  # fmt: skip
+
+
+def op(name: str, **fields) -> dict:
+  return {"id": name, "compute_time_us": 10, "output_bytes": [20], **fields}
+
+
+def fork(**fields) -> dict:
+  """a -> (b, c), with fields on b."""
+  return {
+    "directed": True,
+    "nodes": [op("a"), op("b", **fields), op("c")],
+    "edges": [{"source": "a", "target": x} for x in "bc"],
+  }
+
+
+@pytest.fixture(autouse=True)
+def scratch(tmp_path, monkeypatch):
+  """A directory with a cluster, a cost graph, and no slow-machine chatter."""
+  monkeypatch.chdir(tmp_path)
+  # A first run compiles, which can take long enough to be reported on.
+  monkeypatch.setattr(progress, "INTERVAL_S", 1000.0)
+  (tmp_path / "cluster.toml").write_text(CLUSTER)
+  (tmp_path / "graph.json").write_text(json.dumps(fork()))
+  return tmp_path
+
+
+def baechi(*argv: str) -> int:
+  return main([str(x) for x in argv])
+
+
+def process(script: str, *argv: str, **kwargs) -> subprocess.CompletedProcess:
+  """Runs Python code in a process of its own, here."""
+  return subprocess.run(
+    [sys.executable, "-c", script, *argv],
+    env={**os.environ, "PYTHONPATH": ROOT},
+    text=True,
+    check=False,
+    **kwargs,
+  )
+
+
+def complaint(capsys, *argv: str, code: int = 2) -> str:
+  """Runs a command that must fail, with one line and nothing written."""
+  before = sorted(os.listdir("."))
+  assert baechi(*argv) == code
+  captured = capsys.readouterr()
+  assert captured.out == ""
+  assert captured.err.startswith("baechi: ")
+  assert captured.err.count("\n") == 1
+  assert sorted(os.listdir(".")) == before
+  return captured.err
+
+
+def test_place_writes_the_plan_of_a_cost_graph(capsys):
+  assert (
+    baechi("place", "graph.json", "plan.json", "--cluster=cluster.toml") == 0
+  )
+  with open("plan.json") as file:
+    plan = json.load(file)
+  assert plan["devices"] == ["/device:CPU:0", "/device:CPU:1"]
+  assert sorted(plan["placement"]) == ["a", "b", "c"]
+  # a, then b and c side by side: one of them waits 3 us for a's output.
+  assert plan["makespan_us"] == 23
+  captured = capsys.readouterr()
+  assert "gap to lower bound" in captured.out
+  assert "wrote plan.json" in captured.out
+  assert captured.err == ""
+
+
+def test_place_prints_json(capsys):
+  assert (
+    baechi("place", "graph.json", "p.json", "--cluster=cluster.toml", "--json")
+    == 0
+  )
+  fields = json.loads(capsys.readouterr().out)
+  assert fields["makespan_us"] == 23
+  assert fields["one_device"]["makespan_us"] == 30
+  assert fields["output"] == "p.json"
+  assert fields["planning_seconds"] > 0
+  assert len(fields["candidates"]) == 10
+
+
+def test_two_runs_write_the_same_bytes(scratch):
+  for name in "xy":
+    assert (
+      baechi(
+        "place", "graph.json", f"{name}.json", "--cluster=cluster.toml",
+        f"--report={name}",
+      )
+      == 0
+    )  # fmt: skip
+  assert (scratch / "x.json").read_bytes() == (scratch / "y.json").read_bytes()
+  for file in ("report.txt", "trace.json", "placement.json"):
+    assert (scratch / "x" / file).read_bytes() == (
+      scratch / "y" / file
+    ).read_bytes()
+
+
+def test_placer_is_the_one_asked_for(capsys):
+  assert (
+    baechi(
+      "place", "graph.json", "p.json", "--cluster=cluster.toml", "--json",
+      "--placer=single_device", "--no-coplacement", "--no-fusion",
+    )
+    == 0
+  )  # fmt: skip
+  fields = json.loads(capsys.readouterr().out)
+  assert fields["placer"] == "single_device"
+  assert fields["makespan_us"] == 30
+  assert [x["coplacement"] for x in fields["candidates"]] == [False]
+
+
+def test_memory_fraction_limits_the_plan(capsys):
+  argv = ("place", "graph.json", "p.json", "--cluster=cluster.toml", "--json")
+  assert baechi(*argv, "--memory-fraction=0.1") == 0
+  fields = json.loads(capsys.readouterr().out)
+  assert [x["memory_bytes"] for x in fields["devices"]] == [100, 100]
+  assert all(x["peak_memory_bytes"] <= 100 for x in fields["devices"])
+
+
+def test_overwrite_replaces_plan_and_report(scratch):
+  argv = (
+    "place", "graph.json", "p.json", "--cluster=cluster.toml", "--report=r",
+  )  # fmt: skip
+  assert baechi(*argv) == 0
+  (scratch / "p.json").write_text("old")
+  (scratch / "r" / "report.txt").write_text("old")
+  assert baechi(*argv, "--overwrite") == 0
+  assert "old" not in (scratch / "p.json").read_text()
+  assert "old" not in (scratch / "r" / "report.txt").read_text()
+  assert sorted(os.listdir(scratch)) == [
+    "cluster.toml", "graph.json", "p.json", "r",
+  ]  # fmt: skip
+
+
+def test_arguments_are_read_from_a_flagfile(scratch, capsys):
+  (scratch / "flags").write_text("--cluster=cluster.toml\n--placer=m_topo\n")
+  assert baechi("place", "graph.json", "p.json", "--flagfile=flags") == 0
+  assert "placed by m_topo" in capsys.readouterr().out
+
+
+def test_compare_shows_every_placer(capsys):
+  assert baechi("compare", "graph.json", "--cluster=cluster.toml") == 0
+  text = capsys.readouterr().out
+  for placer in ("single_device", "contiguous", "m_topo", "m_etf", "m_sct"):
+    assert text.count(placer) == 2  # with and without co-placement
+  assert (
+    baechi("compare", "graph.json", "--cluster=cluster.toml", "--json") == 0
+  )
+  fields = json.loads(capsys.readouterr().out)
+  assert min(x["makespan_us"] for x in fields["candidates"]) == 23
+  assert set(fields["placing_seconds"]) == {
+    "single_device", "contiguous", "m_topo", "m_etf", "m_sct",
+  }  # fmt: skip
+
+
+def test_compare_says_why_a_placer_found_nothing(scratch, capsys):
+  # Either op fits on a device, both do not.
+  graph = {
+    "nodes": [op("a", persistent_bytes=700), op("b", persistent_bytes=700)],
+    "edges": [],
+  }
+  (scratch / "graph.json").write_text(json.dumps(graph))
+  assert baechi("compare", "graph.json", "--cluster=cluster.toml") == 0
+  text = capsys.readouterr().out
+  assert "does not fit" in text
+  assert "single_device: " in text
+
+
+def test_simulate_predicts_what_place_predicted(capsys):
+  argv = ("graph.json", "plan.json", "--cluster=cluster.toml")
+  assert baechi("place", *argv) == 0
+  capsys.readouterr()
+  assert baechi("simulate", *argv, "--json", "--report=r") == 0
+  assert json.loads(capsys.readouterr().out)["makespan_us"] == 23
+  assert sorted(os.listdir("r")) == [
+    "placement.json", "report.txt", "trace.json",
+  ]  # fmt: skip
+
+
+def test_simulate_ends_with_3_where_memory_does_not_suffice(scratch, capsys):
+  (scratch / "graph.json").write_text(json.dumps(fork(persistent_bytes=990)))
+  plan = {"placement": dict.fromkeys("abc", "/device:CPU:0")}
+  (scratch / "plan.json").write_text(json.dumps(plan))
+  argv = ("graph.json", "plan.json", "--cluster=cluster.toml")
+  assert baechi("simulate", *argv) == 3
+  captured = capsys.readouterr()
+  assert "predicted step" in captured.out
+  assert captured.err.startswith("baechi: /device:CPU:0 would need 1,0")
+
+
+def test_inspect_describes_a_cost_graph(scratch, capsys):
+  graph = fork(persistent_bytes=7, colocation_group=1)
+  graph["nodes"][0]["colocation_group"] = 1
+  (scratch / "graph.json").write_text(json.dumps(graph))
+  assert baechi("inspect", "graph.json", "--json") == 0
+  fields = json.loads(capsys.readouterr().out)
+  assert fields["num_ops"] == 3
+  assert fields["num_data_edges"] == 2
+  assert (fields["num_groups"], fields["num_grouped_ops"]) == (1, 2)
+  assert fields["persistent_bytes"] == 7
+  assert fields["compute_time_us"] == {"*": 30}
+  assert baechi("inspect", "graph.json") == 0
+  assert "2 ops must share devices in 1 groups" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("subcommand", SUBCOMMANDS)
+def test_help_has_an_example(subcommand, capsys):
+  with pytest.raises(SystemExit) as exit_with:
+    baechi(subcommand, "--help")
+  assert exit_with.value.code == 0
+  text = capsys.readouterr().out
+  assert f"\n  baechi {subcommand}" in text
+  assert max(map(len, text.splitlines())) <= 80
+
+
+def test_help_lists_every_subcommand(capsys):
+  with pytest.raises(SystemExit):
+    baechi("--help")
+  text = capsys.readouterr().out
+  for subcommand in SUBCOMMANDS:
+    assert f"    {subcommand} " in text
+
+
+@pytest.mark.parametrize(
+  "argv, message",
+  [
+    ([], "COMMAND"),
+    (["fly"], "invalid choice: 'fly'"),
+    (["place", "graph.json"], "OUT, --cluster"),
+    (["place", "graph.json", "p", "--cluster=cluster.toml", "--x"], "--x"),
+    (["place", "graph.json", "p", "--flagfile=none"], "none"),
+  ],
+)
+def test_wrong_usage_is_one_line(argv, message, capsys):
+  assert message in complaint(capsys, *argv)
+
+
+@pytest.mark.parametrize(
+  "argv, message",
+  [
+    (["--placer=m_best"], "invalid choice: 'm_best'.*m_sct"),
+    (["--cluster=none.toml"], "none.toml: No such file or directory"),
+    (["--cluster=."], r"\.: Is a directory"),
+    (["--cluster=graph.json"], "graph.json: not TOML"),
+    (["--memory-fraction=1.5"], r"memory fraction 1.5 is not in \(0, 1\]"),
+    (["--memory-fraction=lots"], "--memory-fraction: invalid float value"),
+    (["--emit=model"], "graph.json is a cost graph.*--emit plan"),
+    (["--signature=train"], "--signature is for TensorFlow models"),
+    (["--estimate"], "--estimate is for TensorFlow models"),
+    (["--batch-size=3"], "--batch-size is for TensorFlow models"),
+    (["--input-shape=x=2,a"], "'x=2,a' is not NAME=D,D"),
+    (["--input-shape=2,3"], "'2,3' is not NAME=D,D"),
+    (["--profile=p", "--estimate"], "not allowed with argument"),
+    (["--report=graph.json"], "graph.json and graph.json are the same"),
+    (["--report=p.json"], "p.json and p.json are the same"),
+    (["--report=none/r"], "there is no directory"),
+  ],
+)
+def test_place_refuses_wrong_arguments(argv, message, capsys):
+  line = complaint(
+    capsys, "place", "graph.json", "p.json", "--cluster=cluster.toml", *argv
+  )
+  assert re.search(message, line)
+
+
+@pytest.mark.parametrize(
+  "old, new, message",
+  [
+    ("memory = 1000", "memory = -5", "memory: -5 is not a positive size"),
+    ("memory = 1000", "", "'memory' is missing"),
+    ("memory = 1000", 'memory = "many"', "'many' is not a size"),
+    ("memory = 1000", "memory = 1\ncolour = 1", "unknown key 'colour'"),
+    ("CPU:1", "CPU:0", "'/device:CPU:0' is listed twice"),
+    ("latency_us = 1", "latency_us = -1", "latency_us must be >= 0"),
+    ("[link]", "[link", "not TOML"),
+    (
+      "bytes_per_us = 10",
+      'bytes_per_us = 10\n[[link.between]]\ndevices = ["/device:CPU:0", "x"]\n'
+      "latency_us = 1\nbytes_per_us = 1",
+      "unknown device 'x'",
+    ),
+  ],
+)
+def test_bad_cluster_file_is_refused(old, new, message, scratch, capsys):
+  (scratch / "cluster.toml").write_text(CLUSTER.replace(old, new))
+  argv = ("place", "graph.json", "p.json", "--cluster=cluster.toml")
+  line = complaint(capsys, *argv)
+  assert line.startswith("baechi: cluster.toml: ")
+  assert message in line
+
+
+@pytest.mark.parametrize(
+  "text, message",
+  [
+    ("{", "graph.json: not JSON"),
+    (json.dumps(fork(temporary_bytes=-1)), "graph.json: op 'b': temporary_byt"),
+    (
+      json.dumps(
+        fork()
+        | {"edges": [{"source": x, "target": y} for x, y in ("ab", "ba")]}
+      ),
+      "graph.json: the graph has a cycle: ",
+    ),
+    (
+      json.dumps(fork(compute_time_us={"V100": 1})),
+      "no compute times for device type 'CPU'",
+    ),
+  ],
+)
+@pytest.mark.parametrize("command", ["place", "compare"])
+def test_bad_cost_graph_is_refused(command, text, message, scratch, capsys):
+  (scratch / "graph.json").write_text(text)
+  output = ["p.json"] if command == "place" else []
+  argv = [command, "graph.json", *output, "--cluster=cluster.toml"]
+  assert message in complaint(capsys, *argv)
+
+
+def test_missing_model_is_refused(capsys):
+  for model in ("none", "none.json", "none.pb"):
+    argv = ("place", model, "p", "--cluster=cluster.toml")
+    assert f"{model}: No such file" in complaint(capsys, *argv)
+
+
+def test_missing_profile_is_refused(scratch, capsys):
+  (scratch / "model").mkdir()
+  line = complaint(
+    capsys, "place", "model", "p", "--cluster=cluster.toml", "--profile=none"
+  )
+  assert "none: No such file" in line
+
+
+def test_device_type_without_properties_is_refused(scratch, capsys):
+  (scratch / "model").mkdir()
+  argv = ("place", "model", "p", "--cluster=cluster.toml")
+  assert "no [device_type.CPU] table" in complaint(capsys, *argv, "--estimate")
+  text = CLUSTER.replace("memory", 'type = "V100"\nmemory')
+  (scratch / "cluster.toml").write_text(text)
+  line = complaint(capsys, *argv)
+  assert line.startswith("baechi: cluster.toml: there is no [device_type.V100]")
+  assert "--profile" in line
+
+
+def test_existing_output_is_refused(scratch, capsys):
+  (scratch / "p.json").write_text("precious")
+  argv = ("place", "graph.json", "p.json", "--cluster=cluster.toml")
+  assert "p.json exists; give --overwrite" in complaint(capsys, *argv)
+  assert (scratch / "p.json").read_text() == "precious"
+
+
+def test_overwrite_does_not_destroy_what_is_not_ours(scratch, capsys):
+  (scratch / "home").mkdir()
+  (scratch / "home" / "thesis").touch()
+  argv = ("place", "graph.json", "p.json", "--cluster=cluster.toml")
+  line = complaint(capsys, *argv, "--overwrite", "--report=home")
+  assert "home is not a report" in line
+  argv = ("place", "graph.json", "home", "--cluster=cluster.toml")
+  assert "home is not a file" in complaint(capsys, *argv, "--overwrite")
+  argv = ("place", "model", "home", "--cluster=cluster.toml", "--overwrite")
+  (scratch / "model").mkdir()
+  assert "home is not a SavedModel" in complaint(capsys, *argv)
+
+
+def test_output_that_would_destroy_input_is_refused(scratch, capsys):
+  (scratch / "model").mkdir()
+  for model, output, message in (
+    ("model", "model/placed", "is inside model"),
+    ("model", "model", "are the same"),
+    ("model", ".", "is inside the output"),
+    ("graph.json", "graph.json", "are the same"),
+    ("graph.json", "cluster.toml", "are the same"),
+  ):
+    argv = ("place", model, output, "--cluster=cluster.toml", "--overwrite")
+    assert message in complaint(capsys, *argv)
+
+
+def test_graph_file_needs_an_output_of_its_kind(scratch, capsys):
+  (scratch / "graph.pb").touch()
+  argv = ("place", "graph.pb", "placed", "--cluster=cluster.toml")
+  assert "a name that ends in .pb or .pbtxt" in complaint(capsys, *argv)
+
+
+@pytest.mark.parametrize("command", ["place", "compare"])
+def test_op_too_large_for_any_device_ends_with_3(command, scratch, capsys):
+  (scratch / "graph.json").write_text(json.dumps(fork(temporary_bytes=5000)))
+  output = ["p.json", "--report=r"] if command == "place" else []
+  argv = [command, "graph.json", *output, "--cluster=cluster.toml"]
+  line = complaint(capsys, *argv, code=3)
+  assert "op 'b'" in line
+  assert "5,020 bytes" in line
+  assert "would help" in line
+
+
+@pytest.mark.parametrize(
+  "plan, message",
+  [
+    ({"a": "/device:CPU:0"}, "2 of 3 ops have no device in the placement"),
+    (dict.fromkeys("abcd", "/device:CPU:0"), "unknown op 'd'"),
+    (dict.fromkeys("abc", "/device:CPU:7"), "not in the cluster"),
+    ([], "not a placement file"),
+  ],
+)
+def test_placement_of_another_model_is_refused(plan, message, scratch, capsys):
+  (scratch / "plan.json").write_text(json.dumps({"placement": plan}))
+  argv = ("simulate", "graph.json", "plan.json", "--cluster=cluster.toml")
+  line = complaint(capsys, *argv, "--report=r")
+  assert line.startswith("baechi: plan.json: ")
+  assert message in line
+
+
+def test_missing_placement_is_refused(capsys):
+  argv = ("simulate", "graph.json", "none", "--cluster=cluster.toml")
+  assert "none: No such file" in complaint(capsys, *argv)
+
+
+@pytest.mark.parametrize(
+  "argv, message",
+  [
+    (["--serve"], "--serve needs the hosts"),
+    (["--task=2", "--host=a:1", "--host=b:1"], "--task 2 is none of the 2"),
+    (["--device=/device:CPU:0"], "two different devices"),
+    (["--largest=big"], "'big' is not a size"),
+  ],
+)
+def test_bench_links_refuses_wrong_arguments(argv, message, capsys):
+  assert message in complaint(capsys, "bench-links", *argv)
+
+
+def test_cost_graph_cannot_be_profiled(capsys):
+  assert "cannot run" in complaint(capsys, "profile", "graph.json", "p")
+
+
+def test_failed_write_leaves_nothing(scratch, capsys, monkeypatch):
+  def full_disk(descriptor):
+    raise OSError(28, "No space left on device")
+
+  monkeypatch.setattr(os, "fsync", full_disk)
+  argv = ("place", "graph.json", "p.json", "--cluster=cluster.toml")
+  assert "p.json: No space left" in complaint(capsys, *argv)
+  complaint(capsys, *argv, "--report=r")
+
+
+def test_bug_is_not_taken_for_bad_input(monkeypatch):
+  def bug(path):
+    raise RuntimeError("bug")
+
+  monkeypatch.setattr("baechi_tf.cli.model_input.read_cost_graph", bug)
+  with pytest.raises(RuntimeError, match="bug"):
+    baechi("compare", "graph.json", "--cluster=cluster.toml")
+
+
+def test_nothing_but_a_model_loads_tensorflow():
+  script = """
+import sys
+from baechi_tf.cli.main import main
+argv = sys.argv[1:]
+cluster = "--cluster=cluster.toml"
+assert main(["place", "graph.json", "plan.json", cluster, "--report=r"]) == 0
+assert main(["compare", "graph.json", cluster]) == 0
+assert main(["simulate", "graph.json", "plan.json", cluster]) == 0
+assert main(["inspect", "graph.json"]) == 0
+assert main(["place", "none", "out", cluster]) == 2
+assert main(["place", ".", "out/x", cluster]) == 2
+try:
+  main(["place", "--help"])
+except SystemExit as error:
+  assert error.code == 0
+assert "tensorflow" not in sys.modules
+"""
+  result = process(script, capture_output=True)
+  assert result.returncode == 0, result.stderr
+
+
+@pytest.mark.parametrize(
+  "argv, code",
+  [
+    (["place", "graph.json", "p.json", "--cluster=cluster.toml"], 0),
+    (["place", "graph.json", "p.json", "--cluster=none"], 2),
+    (["place", "large.json", "p.json", "--cluster=cluster.toml"], 3),
+  ],
+)
+def test_process_ends_with_the_exit_code(argv, code, scratch):
+  (scratch / "large.json").write_text(json.dumps(fork(temporary_bytes=5000)))
+  result = process(RUN, *argv, capture_output=True)
+  assert result.returncode == code
+  assert "Traceback" not in result.stderr
+  assert os.path.exists("p.json") == (code == 0)
+
+
+def test_closed_output_is_no_error(scratch):
+  read_end, write_end = os.pipe()
+  os.close(read_end)
+  argv = ("inspect", "graph.json")
+  result = process(RUN, *argv, stdout=write_end, stderr=subprocess.PIPE)
+  os.close(write_end)
+  assert (result.returncode, result.stderr) == (0, "")
+
+
+def test_progress_writes_lines_only_after_a_while(monkeypatch, capsys):
+  with progress.Progress() as say:
+    say("quick work")
+  assert capsys.readouterr().err == ""
+  monkeypatch.setattr(progress, "INTERVAL_S", 0.01)
+  text = ""
+  with progress.Progress() as say:
+    say.count("slow work")(3, 7)
+    for _ in range(1000):
+      text += capsys.readouterr().err
+      if text:
+        break
+      time.sleep(0.01)
+  assert text == "slow work, 3 of 7 ...\n"
