@@ -26,6 +26,7 @@ from baechi_tf.placement import check_placement
 from baechi_tf.placement import InfeasiblePlacementError
 from baechi_tf.placement import Placement
 from baechi_tf.placers import PLACERS
+from baechi_tf.simulator import overflow
 from baechi_tf.simulator import simulate
 from baechi_tf.simulator import Simulation
 
@@ -149,31 +150,6 @@ def plan(
     candidates=tuple(candidates),
     num_coarse_ops=num_coarse_ops,
     timings_s=clock.seconds,
-  )
-
-
-def overflow(
-  graph: OpGraph, cluster: Cluster, simulation: Simulation
-) -> str | None:
-  """Returns which device runs out of memory, when and by how much, or None."""
-  excess = simulation.peak_memory_bytes - cluster.memory_bytes
-  k = int(np.argmax(excess))
-  if excess[k] <= 0:
-    return None
-  at = simulation.memory_time_us[k][np.argmax(simulation.memory_bytes[k])]
-  here = np.flatnonzero(simulation.device == k)
-  # The op that runs at the peak: the last to start by then.
-  started = here[simulation.start_time_us[here] <= at]
-  culprit = (
-    started[np.argmax(simulation.start_time_us[started])]
-    if len(started)
-    else here[0]
-  )
-  return (
-    f"{cluster.device_names[k]} would need"
-    f" {int(simulation.peak_memory_bytes[k]):,} bytes at op"
-    f" {graph.names[culprit]!r} and has {int(cluster.memory_bytes[k]):,}. A"
-    " smaller batch, more memory or another device would help"
   )
 
 

@@ -151,6 +151,31 @@ def simulate(
   )
 
 
+def overflow(
+  graph: OpGraph, cluster: Cluster, simulation: Simulation
+) -> str | None:
+  """Returns which device runs out of memory, when and by how much, or None."""
+  excess = simulation.peak_memory_bytes - cluster.memory_bytes
+  k = int(np.argmax(excess))
+  if excess[k] <= 0:
+    return None
+  at = simulation.memory_time_us[k][np.argmax(simulation.memory_bytes[k])]
+  here = np.flatnonzero(simulation.device == k)
+  # The op that runs at the peak: the last to start by then.
+  started = here[simulation.start_time_us[here] <= at]
+  culprit = (
+    started[np.argmax(simulation.start_time_us[started])]
+    if len(started)
+    else here[0]
+  )
+  return (
+    f"{cluster.device_names[k]} would need"
+    f" {int(simulation.peak_memory_bytes[k]):,} bytes at op"
+    f" {graph.names[culprit]!r} and has {int(cluster.memory_bytes[k]):,}. A"
+    " smaller batch, more memory or another device would help"
+  )
+
+
 @compiled
 def _transfers(num_devices, device, tensor_op, consumer_offsets, edge_op):
   """Which tensors go where: sorted by tensor, then by receiving device.

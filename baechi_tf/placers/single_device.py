@@ -6,6 +6,7 @@ from baechi_tf.cluster import Cluster
 from baechi_tf.op_graph import OpGraph
 from baechi_tf.placement import InfeasiblePlacementError
 from baechi_tf.placement import Placement
+from baechi_tf.simulator import overflow
 from baechi_tf.simulator import simulate
 
 
@@ -15,21 +16,21 @@ def place(graph: OpGraph, cluster: Cluster) -> Placement:
   Ties go to the lower device.
 
   Raises:
-    InfeasiblePlacementError: no device can; the message says how much the
-      largest one lacks.
+    InfeasiblePlacementError: no device can; the message says what the largest
+      one would need, and at which op.
     ValueError: the graph has no times for a device's type.
   """
   total = graph.times_on(cluster.types).sum(axis=0)
-  memory = cluster.memory_bytes
-  needed = 0
   for k in np.argsort(total, kind="stable").tolist():
-    device = np.full(graph.num_ops, k, np.int64)
-    # One device runs the same schedule whatever its speed, up to ties.
-    needed = int(simulate(graph, cluster, device).peak_memory_bytes[k])
-    if needed <= memory[k]:
+    if _overflow_on(graph, cluster, k) is None:
+      device = np.full(graph.num_ops, k, np.int64)
       return Placement(graph.names, cluster.device_names, device)
-  largest = int(np.argmax(memory))
+  largest = int(np.argmax(cluster.memory_bytes))
   raise InfeasiblePlacementError(
-    f"one device needs {needed:,} bytes for the whole step; the largest,"
-    f" {cluster.device_names[largest]}, has {int(memory[largest]):,}"
+    f"the whole step on one device: {_overflow_on(graph, cluster, largest)}"
   )
+
+
+def _overflow_on(graph, cluster, k):
+  device = np.full(graph.num_ops, k, np.int64)
+  return overflow(graph, cluster, simulate(graph, cluster, device))
