@@ -113,7 +113,7 @@ def _model_fields(args: argparse.Namespace, progress) -> Fields:
   graph = op_graph_from_item(item, {"": costs}, [""])
   return {
     **_graph_fields(args.model, graph),
-    "signatures": _signatures(args.model),
+    "signatures": _signatures(args.model, args.tags),
     "inputs": {x.name: _tensor_text(x.dtype, x.shape) for x in item.feeds},
     "fetches": list(item.fetches),
     "op_types": _op_types(graph, nodes),
@@ -137,7 +137,7 @@ def _shapes(args, item) -> dict[str, tuple[int, ...]]:
   }
 
 
-def _signatures(path: str) -> dict[str, dict[str, dict[str, str]]]:
+def _signatures(path: str, tags) -> dict[str, dict[str, dict[str, str]]]:
   # These import TensorFlow.
   from baechi_tf.graph_files import choose_meta_graph
   from baechi_tf.graph_files import read_graph_file
@@ -145,7 +145,7 @@ def _signatures(path: str) -> dict[str, dict[str, dict[str, str]]]:
   from baechi_tf.signatures import signature_names
 
   if os.path.isdir(path):
-    meta_graph = choose_meta_graph(read_saved_model(path), None)
+    meta_graph = choose_meta_graph(read_saved_model(path), tags)
   else:
     meta_graph = read_graph_file(path)
   return {

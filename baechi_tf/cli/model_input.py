@@ -3,10 +3,13 @@
 import argparse
 import dataclasses
 import os
-from collections.abc import Callable
+from collections.abc import Mapping
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+import numpy as np
+
+from baechi_tf.cli.progress import Progress
 from baechi_tf.cli.tensorflow_import import load_tensorflow
 from baechi_tf.cluster import Cluster
 from baechi_tf.cluster import read_cluster
@@ -15,6 +18,7 @@ from baechi_tf.op_graph import OpGraph
 
 if TYPE_CHECKING:  # they import TensorFlow
   from baechi_tf.costs.profile import Coverage
+  from baechi_tf.costs.profile import OpCost
   from baechi_tf.graph_item import GraphItem
 
 # What `costs.measured` can measure here. A "GPU" of which the cluster file says
@@ -61,6 +65,13 @@ def add_step_arguments(parser: argparse.ArgumentParser) -> None:
     default=[],
     help="a tensor or op that the step is run for, in place of a signature;"
     " may be given several times",
+  )
+  group.add_argument(
+    "--tags",
+    metavar="T,T,...",
+    type=lambda text: text.split(","),
+    help="which of several graphs in a SavedModel; default: the only one, else"
+    " serve",
   )
 
 
@@ -136,7 +147,7 @@ def read_devices(args: argparse.Namespace) -> Cluster:
 
 
 def read_model(
-  args: argparse.Namespace, cluster: Cluster, progress: Callable
+  args: argparse.Namespace, cluster: Cluster, progress: Progress
 ) -> ModelInput:
   """Returns the model and costs that the arguments ask for.
 
@@ -168,7 +179,7 @@ def read_model(
   return ModelInput(graph, item, coverage, notes)
 
 
-def read_step(args: argparse.Namespace, progress: Callable) -> "GraphItem":
+def read_step(args: argparse.Namespace, progress: Progress) -> "GraphItem":
   """Returns the step that `add_step_arguments` asks for.
 
   Raises:
@@ -181,7 +192,55 @@ def read_step(args: argparse.Namespace, progress: Callable) -> "GraphItem":
   from baechi_tf.graph_item import read_item
 
   progress("reading the model")
-  return read_item(args.model, signature=args.signature, fetches=args.fetch)
+  return read_item(
+    args.model, signature=args.signature, fetches=args.fetch, tags=args.tags
+  )
+
+
+def measure_here(
+  item: "GraphItem",
+  values: Mapping[str, np.ndarray],
+  device_type: str,
+  progress: Progress,
+  **counts: int,
+) -> "dict[str, OpCost]":
+  """Returns what each op costs on a device of this machine.
+
+  Args:
+    item: the model.
+    values: a value for every input.
+    device_type: "CPU" or "GPU".
+    progress: is told how many steps are done.
+    counts: `num_steps` and `warmup` of `measure`.
+
+  Raises:
+    ValueError: there is no such device, or the step fails.
+  """
+  import tensorflow as tf  # loaded already; not wanted by cost graphs
+
+  from baechi_tf.costs.measured import measure  # imports TensorFlow
+
+  stage = f"measuring ops on this {device_type}"
+  try:
+    return measure(
+      item,
+      values,
+      device_type=device_type,
+      progress=progress.count(stage),
+      **counts,
+    )
+  except tf.errors.OpError as error:
+    raise ValueError(
+      f"{item.source}: the step fails here: {_reason(error.message)}; if"
+      " made-up inputs do not suit it, give other shapes, or real inputs to"
+      " baechi profile with --inputs"
+    ) from error
+
+
+def _reason(message: str) -> str:
+  """Returns what is wrong: the last line but those that say where."""
+  lines = [x for x in message.splitlines() if x and not x.startswith("\t")]
+  return lines[-1] if lines else "no reason given"
 
 
 def input_shapes(args: argparse.Namespace) -> dict[str, tuple[int, ...]]:
@@ -196,7 +255,8 @@ def check_no_tensorflow_arguments(args: argparse.Namespace) -> None:
     ValueError: such an argument is given.
   """
   for name in (
-    "signature", "fetch", "profile", "estimate", "batch_size", "input_shape",
+    "signature", "fetch", "tags", "profile", "estimate", "batch_size",
+    "input_shape",
   ):  # fmt: skip
     if vars(args).get(name):
       raise ValueError(
@@ -243,7 +303,6 @@ def _known_costs(args, item, types: Sequence[str], cluster, progress):
   """Returns costs that were measured, before or now."""
   # These import TensorFlow.
   from baechi_tf.costs.inputs import synthesize_inputs
-  from baechi_tf.costs.measured import measure
   from baechi_tf.costs.profile import check_profile
   from baechi_tf.costs.profile import read_profile
 
@@ -258,12 +317,7 @@ def _known_costs(args, item, types: Sequence[str], cluster, progress):
     return profile
   values = synthesize_inputs(item, args.batch_size, input_shapes(args))
   return {
-    name: measure(
-      item,
-      values,
-      device_type=name,
-      progress=progress.count(f"measuring ops on this {name}"),
-    )
+    name: measure_here(item, values, name, progress)
     for name in types
     if _is_measured(name, cluster)
   }

@@ -199,7 +199,12 @@ def _write_model(args, item, device_of: dict[str, str]) -> list[str]:
 
   if os.path.isdir(args.model):
     written = write_saved_model(
-      args.model, args.output, item, device_of, overwrite=args.overwrite
+      args.model,
+      args.output,
+      item,
+      device_of,
+      overwrite=args.overwrite,
+      tags=args.tags,
     )
     specialised = written.specialised
   else:

@@ -93,19 +93,18 @@ def run(args: argparse.Namespace) -> None:
     item = model_input.read_step(args, progress)
     # These import TensorFlow.
     from baechi_tf.costs.inputs import synthesize_inputs
-    from baechi_tf.costs.measured import measure
     from baechi_tf.costs.profile import write_profile
 
     values = synthesize_inputs(
       item, args.batch_size, model_input.input_shapes(args), args.inputs
     )
-    costs = measure(
+    costs = model_input.measure_here(
       item,
       values,
-      device_type=args.device,
+      args.device,
+      progress,
       num_steps=args.num_steps,
       warmup=args.warmup,
-      progress=progress.count(f"measuring ops on this {args.device}"),
     )
     write_profile(args.output, {device_type: costs})
   _print(args, item, device_type, costs)

@@ -42,5 +42,3 @@ def write_files(
 def _write(directory: str, name: str, chunks: Iterable[str]) -> None:
   with open(os.path.join(directory, name), "w", encoding="utf-8") as file:
     file.writelines(chunks)
-    file.flush()
-    os.fsync(file.fileno())

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 
 import numpy as np
 import pytest
@@ -199,6 +200,7 @@ def test_unknown_device_of_a_link_is_refused(capsys):
     (["--signature=train"], "pass --batch-size"),
     (["--fetch=fly"], "no op 'fly' to fetch"),
     (["--input-shape=z=1,4"], "there is no such input"),
+    (["--tags=tpu"], "no graph has the tags 'tpu'; there are 'serve'"),
     (["--profile=cluster.toml"], "cluster.toml: not a profile"),
   ],
 )
@@ -207,6 +209,21 @@ def test_wrong_argument_for_a_model_is_refused(
 ):
   argv = ("place", saved_mlp, "p", "--cluster=cluster.toml", *argv)
   assert message in complaint(capsys, *argv)
+
+
+def test_step_that_fails_on_its_inputs_is_refused(saved_mlp, capsys):
+  shapes = ["--input-shape=x=5,4", "--input-shape=y=3,2"]
+  argv = ("profile", saved_mlp, "p", "--signature=train", *shapes)
+  line = complaint(capsys, *argv)
+  assert "the step fails here: Incompatible shapes: [5,2] vs. [3,2];" in line
+
+
+def test_damaged_variables_are_refused(saved_mlp, capsys):
+  shutil.copytree(saved_mlp, "damaged")
+  with open("damaged/variables/variables.data-00000-of-00001", "wb"):
+    pass
+  line = complaint(capsys, "profile", "damaged", "p", *STEP)
+  assert "damaged: the step fails here: Read less bytes" in line
 
 
 def test_profile_of_another_model_is_refused(
