@@ -1,11 +1,67 @@
-"""The one way this package compiles an inner loop to machine code.
+"""The one way this package compiles inner loops to machine code.
 
 Placing and simulating walk a graph op by op, in an order that depends on what
 has happened so far: work that NumPy cannot express and that Python does a
-hundred times slower than the machine can. The machine code is cached beside
-the source (or where `NUMBA_CACHE_DIR` says), so only the first run compiles.
+hundred times slower than the machine can.
+
+The machine code is cached, so only the first run compiles. Numba notices when
+the file of a compiled function changes, but not when another file's function
+that it calls does; so the cache is named after the sources of this package.
+It is kept below `NUMBA_CACHE_DIR` if that is set, else beside the sources, else
+in the user's cache.
 """
+
+import functools
+import hashlib
+import os
+import pathlib
+from collections.abc import Callable
 
 import numba
 
-compiled = numba.njit(cache=True, nogil=True, error_model="numpy")
+_PACKAGE = pathlib.Path(__file__).parent
+
+
+@functools.cache
+def _cache_folder() -> str:
+  sources = hashlib.sha256()
+  for path in sorted(_PACKAGE.rglob("*.py")):
+    code = path.read_bytes()
+    if b"compiled import" in code:
+      sources.update(code)
+  beside = _PACKAGE / "__pycache__"
+  if "NUMBA_CACHE_DIR" in os.environ:
+    root = pathlib.Path(os.environ["NUMBA_CACHE_DIR"])
+  elif os.access(beside if beside.exists() else _PACKAGE, os.W_OK):
+    root = beside
+  else:
+    root = pathlib.Path(
+      os.environ.get("XDG_CACHE_HOME", pathlib.Path.home() / ".cache")
+    )
+  return str(root / f"baechi_tf_{sources.hexdigest()[:16]}")
+
+
+def _compile(function: Callable, **options) -> Callable:
+  # Numba settles where to cache when it decorates, from a setting that is
+  # everybody's: put it back.
+  before = numba.config.CACHE_DIR
+  numba.config.CACHE_DIR = _cache_folder()
+  try:
+    return numba.njit(
+      function, cache=True, nogil=True, error_model="numpy", **options
+    )
+  finally:
+    numba.config.CACHE_DIR = before
+
+
+def compiled(function: Callable) -> Callable:
+  """Returns a function compiled on its first call."""
+  return _compile(function)
+
+
+def compiled_inner(function: Callable) -> Callable:
+  """Returns a function that only compiled functions can call.
+
+  An entry from Python can take longer to compile than the function itself.
+  """
+  return _compile(function, no_cpython_wrapper=True, no_cfunc_wrapper=True)

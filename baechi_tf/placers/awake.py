@@ -1,0 +1,110 @@
+"""Awake devices: those that wait for the favourite child of what they ran.
+
+Hanen and Munier's "small communication times" (SCT), which m-SCT adds to m-ETF.
+"""
+
+import numpy as np
+
+from baechi_tf.compiled import compiled_inner
+from baechi_tf.placers.bookings import fits
+from baechi_tf.placers.bookings import inputs_there
+from baechi_tf.placers.bookings import may_run
+from baechi_tf.placers.bookings import NEVER
+from baechi_tf.placers.bookings import NONE
+from baechi_tf.simulator import transfer_start
+
+
+@compiled_inner
+def _urgent_at(p, s, op, k):
+  """When the op could start on every device that may run it."""
+  latest = 0.0
+  for other in range(len(p.memory)):
+    if may_run(p, s, op, other):
+      start = max(s.device_free[other], inputs_there(p, s, op, other))
+      latest = max(latest, start)
+  return latest
+
+
+@compiled_inner
+def first_urgent(p, s, q, ready, child, k, best):
+  """The earliest start on `k` of its favourite child or of an urgent op.
+
+  An op is urgent once it could start on every device that may run it. Starts
+  later than `best` are of no interest. The third value says whether some op was
+  left out for want of memory.
+  """
+  found, found_rank, short = NEVER, np.int64(NONE), False
+  if s.is_ready[child]:
+    start = max(s.device_free[k], inputs_there(p, s, child, k))
+    if fits(p, s, q, child, k, start):
+      found, found_rank = start, p.rank[child]
+    else:
+      short = True
+  all_free = s.device_free.max()  # nothing is urgent earlier
+  for r in ready:
+    if all_free > min(best, found) or (all_free == found and r > found_rank):
+      break
+    op = p.order[r]
+    if op != child and may_run(p, s, op, k):
+      start = _urgent_at(p, s, op, k)
+      if start < found or (start == found and r < found_rank):
+        if fits(p, s, q, op, k, start):
+          found, found_rank = start, r
+        else:
+          short = True
+  return found, found_rank, short
+
+
+@compiled_inner
+def awaits(p, s, op, k):
+  """Whether `k` should wait for the favourite child of `op`, just run there.
+
+  So it should while the child is not placed, may run on `k`, and can start
+  there earlier than on any other device. Hanen and Munier reserve the device
+  from the moment the parent ends; the original Baechi only once the child is
+  ready.
+  """
+  child = p.favorite_child[op]
+  if child == NONE or not may_run(p, s, child, k):
+    return False
+  group = p.group[child]
+  if s.group_device[group] == NONE:
+    if s.reserved[k] + p.group_persistent[group] > p.memory[k]:
+      return False
+  now = s.device_free[k]
+  here = _earliest_child_start(p, s, child, k, now)
+  for other in range(len(p.memory)):
+    if other != k and may_run(p, s, child, other):
+      if _earliest_child_start(p, s, child, other, now) <= here:
+        return False
+  return True
+
+
+@compiled_inner
+def _earliest_child_start(p, s, op, k, now):
+  """When `op`, perhaps not ready, could start on `k` at the earliest.
+
+  A parent that is not placed yet cannot have ended before `now` plus its time,
+  and says nothing of where it will be.
+  """
+  latest = s.device_free[k]
+  for i in range(p.input_offsets[op], p.input_offsets[op + 1]):
+    tensor = p.input_tensor[i]
+    source = p.tensor_op[tensor]
+    home = s.device[source]
+    if home == NONE:
+      end = now + p.fastest[source]
+    elif home == k:
+      end = s.finish[source]
+    elif s.arrived[tensor, k] < NEVER:
+      end = s.arrived[tensor, k]
+    else:
+      end = (
+        transfer_start(
+          p.channel, s.send_free, s.receive_free, home, k, s.finish[source]
+        )
+        + p.latency_us[home, k]
+        + p.tensor_bytes[tensor] * p.us_per_byte[home, k]
+      )
+    latest = max(latest, end)
+  return latest

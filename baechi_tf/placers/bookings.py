@@ -1,0 +1,326 @@
+"""What placing an op books: its device's time, its channels and its memory.
+
+The state of a list schedule in the making, shared by the loop that decides
+(`list_scheduling`) and the devices that wait (`awake`).
+"""
+
+import heapq
+from typing import NamedTuple
+
+import numpy as np
+
+from baechi_tf.cluster import CHANNELS
+from baechi_tf.cluster import Cluster
+from baechi_tf.compiled import compiled
+from baechi_tf.compiled import compiled_inner
+from baechi_tf.op_graph import offsets_of
+from baechi_tf.op_graph import OpGraph
+from baechi_tf.simulator import HALF_DUPLEX
+from baechi_tf.simulator import transfer_start
+
+NONE = -1
+NEVER = np.inf
+
+
+class Problem(NamedTuple):
+  """The graph and the cluster as arrays that compiled code can take."""
+
+  times: np.ndarray  # [n, D]
+  fastest: np.ndarray  # [n]
+  rank: np.ndarray
+  order: np.ndarray
+  working_bytes: np.ndarray  # [n] temporary and outputs
+  temporary_bytes: np.ndarray
+  tensor_op: np.ndarray
+  tensor_offsets: np.ndarray
+  tensor_bytes: np.ndarray
+  tensor_held_bytes: np.ndarray
+  consumer_offsets: np.ndarray
+  edge_op: np.ndarray
+  input_offsets: np.ndarray
+  input_tensor: np.ndarray  # in topological order, then see sort_inputs
+  group: np.ndarray
+  group_offsets: np.ndarray
+  group_members: np.ndarray
+  group_persistent: np.ndarray
+  group_working: np.ndarray
+  favorite_child: np.ndarray
+  memory: np.ndarray
+  latency_us: np.ndarray
+  us_per_byte: np.ndarray
+  channel: int
+
+
+class State(NamedTuple):
+  """What has been decided so far."""
+
+  device: np.ndarray  # [n], NONE until placed
+  is_ready: np.ndarray  # [n], all parents placed, itself not
+  finish: np.ndarray  # [n]
+  group_device: np.ndarray
+  device_free: np.ndarray  # [D]
+  send_free: np.ndarray
+  receive_free: np.ndarray
+  send_trial: np.ndarray  # scratch, for bookings that are not kept
+  receive_trial: np.ndarray
+  arrived: np.ndarray  # [m, D], when a tensor is there; NEVER: not sent
+  last_use: np.ndarray  # [m, D], when its last placed consumer there ends
+  unplaced_parents: np.ndarray  # [n], edges from ops that are not placed
+  unplaced_consumers: np.ndarray  # [m]
+  reserved: np.ndarray  # [D] persistent bytes of the groups placed there
+  live: np.ndarray  # [D] outputs, copies and workspace held there
+
+
+class Queues(NamedTuple):
+  """Heaps of what is to come.
+
+  Queue `k` holds candidates of device `k` that may go elsewhere too, queue
+  `num_devices + k` those whose group is on `k`: an awake device takes only the
+  latter at once.
+  """
+
+  arriving: list  # (when the inputs are there, rank)
+  waiting: list  # ranks of ops whose inputs are there once the device is free
+  blocked: list  # ranks of ops that do not fit for now
+  releases: list  # per device, (when, bytes that will be freed)
+
+
+def new_problem(
+  graph: OpGraph, cluster: Cluster, favorite_child: np.ndarray
+) -> Problem:
+  """Returns the problem; `favorite_child` is int64 `[n]`, `NONE` for no child.
+
+  Raises:
+    ValueError: the graph has no times for a device's type.
+  """
+  working = graph.temporary_bytes + graph.output_held_bytes
+  by_op = np.lexsort(
+    (graph.edge_tensor, graph.rank[graph.edge_source], graph.edge_op)
+  )
+  members = np.lexsort((graph.rank, graph.group))
+  group_persistent = np.zeros(graph.num_groups, np.int64)
+  np.add.at(group_persistent, graph.group, graph.persistent_bytes)
+  group_working = np.zeros(graph.num_groups, np.int64)
+  np.maximum.at(group_working, graph.group, working)
+  times = graph.times_on(cluster.types)
+  return Problem(
+    times=times,
+    fastest=times.min(axis=1),
+    rank=graph.rank,
+    order=graph.order,
+    working_bytes=working,
+    temporary_bytes=graph.temporary_bytes,
+    tensor_op=graph.tensor_op,
+    tensor_offsets=graph.tensor_offsets,
+    tensor_bytes=graph.tensor_bytes,
+    tensor_held_bytes=graph.tensor_held_bytes,
+    consumer_offsets=graph.consumer_offsets,
+    edge_op=graph.edge_op,
+    input_offsets=graph.input_offsets,
+    input_tensor=graph.edge_tensor[by_op],
+    group=graph.group,
+    group_offsets=offsets_of(graph.group, graph.num_groups),
+    group_members=members,
+    group_persistent=group_persistent,
+    group_working=group_working,
+    favorite_child=np.asarray(favorite_child, np.int64),
+    memory=cluster.memory_bytes,
+    latency_us=cluster.latency_us,
+    us_per_byte=cluster.us_per_byte,
+    channel=CHANNELS.index(cluster.channel),
+  )
+
+
+def new_state(p: Problem) -> State:
+  """Returns the state in which nothing has been placed."""
+  num_ops, num_devices = p.times.shape
+  num_tensors = len(p.tensor_op)
+  send_free, send_trial = np.zeros(num_devices), np.zeros(num_devices)
+  half = p.channel == HALF_DUPLEX
+  return State(
+    device=np.full(num_ops, NONE, np.int64),
+    is_ready=np.zeros(num_ops, bool),
+    finish=np.zeros(num_ops),
+    group_device=np.full(len(p.group_persistent), NONE, np.int64),
+    device_free=np.zeros(num_devices),
+    send_free=send_free,
+    receive_free=send_free if half else np.zeros(num_devices),
+    send_trial=send_trial,
+    receive_trial=send_trial if half else np.zeros(num_devices),
+    arrived=np.full((num_tensors, num_devices), NEVER),
+    last_use=np.zeros((num_tensors, num_devices)),
+    unplaced_parents=np.diff(p.input_offsets),
+    unplaced_consumers=np.diff(p.consumer_offsets),
+    reserved=np.zeros(num_devices, np.int64),
+    live=np.zeros(num_devices, np.int64),
+  )
+
+
+@compiled_inner
+def new_queues(num_devices):
+  """Empty queues, which compiled code has to make itself."""
+  queues = range(2 * num_devices)
+  none = range(0)  # gives an empty list its type
+  return Queues(
+    [[(0.0, np.int64(0)) for _ in none] for _ in queues],
+    [[np.int64(0) for _ in none] for _ in queues],
+    [[np.int64(0) for _ in none] for _ in queues],
+    [[(0.0, np.int64(0)) for _ in none] for _ in range(num_devices)],
+  )
+
+
+@compiled_inner
+def _send(p, tensor, source, target, ready, send_free, receive_free):
+  """Books one transfer and returns when it ends."""
+  begin = transfer_start(
+    p.channel, send_free, receive_free, source, target, ready
+  )
+  end = (
+    begin
+    + p.latency_us[source, target]
+    + p.tensor_bytes[tensor] * p.us_per_byte[source, target]
+  )
+  send_free[source] = end
+  receive_free[target] = end
+  return end
+
+
+@compiled_inner
+def inputs_there(p, s, op, k):
+  """When the last input of a ready op would be on `k`.
+
+  The transfers are tried in the order in which placing the op would book them,
+  since several inputs share one channel.
+  """
+  latest = 0.0
+  tried = False
+  for i in range(p.input_offsets[op], p.input_offsets[op + 1]):
+    tensor = p.input_tensor[i]
+    source = p.tensor_op[tensor]
+    end = s.arrived[tensor, k]
+    if s.device[source] == k:
+      end = s.finish[source]
+    elif end == NEVER:
+      if not tried:
+        tried = True
+        s.send_trial[:] = s.send_free
+        s.receive_trial[:] = s.receive_free
+      end = _send(
+        p,
+        tensor,
+        s.device[source],
+        k,
+        s.finish[source],
+        s.send_trial,
+        s.receive_trial,
+      )
+    latest = max(latest, end)
+  return latest
+
+
+@compiled_inner
+def may_run(p, s, op, k):
+  """Whether the op is not placed, and its group not on another device."""
+  where = s.group_device[p.group[op]]
+  return s.device[op] == NONE and (where == NONE or where == k)
+
+
+@compiled
+def needs(p, s, op, k):
+  """Bytes that placing the op on `k` would take there at its start."""
+  copies = 0
+  for i in range(p.input_offsets[op], p.input_offsets[op + 1]):
+    tensor = p.input_tensor[i]
+    home = s.device[p.tensor_op[tensor]]
+    if home != k and s.arrived[tensor, k] == NEVER:
+      copies += p.tensor_bytes[tensor]
+  working = p.working_bytes[op] + copies
+  group = p.group[op]
+  if s.group_device[group] != NONE:
+    return working
+  # The first op of a group brings all of it.
+  return p.group_persistent[group] + max(working, p.group_working[group])
+
+
+@compiled_inner
+def fits(p, s, q, op, k, now):
+  """Whether `k` can hold the op from `now` on, after what is freed by then."""
+  excess = s.reserved[k] + s.live[k] + needs(p, s, op, k) - p.memory[k]
+  if excess > 0:
+    # Only counted: another op may yet start on `k` before these are freed.
+    for at, size in q.releases[k]:
+      if at <= now:
+        excess -= size
+  return excess <= 0
+
+
+@compiled_inner
+def sort_inputs(p, s, op):
+  """Puts a ready op's inputs in the order in which they became ready.
+
+  They start in topological order, which ties keep and which is nearly it.
+  """
+  first, last = p.input_offsets[op], p.input_offsets[op + 1]
+  for i in range(first + 1, last):
+    tensor = p.input_tensor[i]
+    finish = s.finish[p.tensor_op[tensor]]
+    while i > first and s.finish[p.tensor_op[p.input_tensor[i - 1]]] > finish:
+      p.input_tensor[i] = p.input_tensor[i - 1]
+      i -= 1
+    p.input_tensor[i] = tensor
+
+
+@compiled_inner
+def place_op(p, s, q, op, k, begin):
+  """Places the op: books its transfers, its time and its memory."""
+  group = p.group[op]
+  if s.group_device[group] == NONE:
+    s.group_device[group] = k
+    s.reserved[k] += p.group_persistent[group]
+  end = begin + p.times[op, k]
+  s.device[op] = k
+  s.finish[op] = end
+  s.device_free[k] = end
+  s.live[k] += p.working_bytes[op]
+  heapq.heappush(q.releases[k], (end, p.temporary_bytes[op]))
+  for i in range(p.input_offsets[op], p.input_offsets[op + 1]):
+    tensor = p.input_tensor[i]
+    source = p.tensor_op[tensor]
+    home = s.device[source]
+    if home != k and s.arrived[tensor, k] == NEVER:
+      s.arrived[tensor, k] = _send(
+        p, tensor, home, k, s.finish[source], s.send_free, s.receive_free
+      )
+      s.live[k] += p.tensor_bytes[tensor]
+    s.last_use[tensor, k] = max(s.last_use[tensor, k], end)
+    s.unplaced_consumers[tensor] -= 1
+    if s.unplaced_consumers[tensor] == 0:
+      _release(p, s, q, tensor, home)
+  for tensor in range(p.tensor_offsets[op], p.tensor_offsets[op + 1]):
+    if s.unplaced_consumers[tensor] == 0:
+      heapq.heappush(q.releases[k], (end, p.tensor_held_bytes[tensor]))
+
+
+@compiled_inner
+def _release(p, s, q, tensor, home):
+  """Notes when a tensor is freed, now that all its consumers are placed."""
+  last = 0.0
+  for k in range(len(p.memory)):
+    last = max(last, s.last_use[tensor, k])
+    if s.arrived[tensor, k] < NEVER:
+      heapq.heappush(
+        q.releases[k], (s.last_use[tensor, k], p.tensor_bytes[tensor])
+      )
+  heapq.heappush(q.releases[home], (last, p.tensor_held_bytes[tensor]))
+
+
+@compiled_inner
+def free_memory(s, q, k, now):
+  """Frees what `k` need not hold from `now` on; blocked ops try again."""
+  s.device_free[k] = max(s.device_free[k], now)
+  while len(q.releases[k]) > 0 and q.releases[k][0][0] <= now:
+    s.live[k] -= heapq.heappop(q.releases[k])[1]
+  for queue in (k, len(s.live) + k):
+    for r in q.blocked[queue]:
+      heapq.heappush(q.waiting[queue], r)
+    q.blocked[queue].clear()
