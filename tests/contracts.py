@@ -16,6 +16,7 @@ from baechi_tf.cluster import Device
 from baechi_tf.cluster import Link
 from baechi_tf.op_graph import CONTROL
 from baechi_tf.op_graph import OpGraph
+from baechi_tf.simulator import Simulation
 
 PLACER_NAMES = ("single_device", "contiguous", "m_topo", "m_etf", "m_sct")
 AMPLE = 2**40  # bytes that no test graph fills
@@ -151,6 +152,36 @@ def scaled(
   links = {ends: slower(link) for ends, link in cluster.links.items()}
   cluster = dataclasses.replace(cluster, link=slower(cluster.link), links=links)
   return graph, cluster
+
+
+def memory_at(
+  graph: OpGraph, simulation: Simulation, k: int, now: float
+) -> int:
+  """Returns the bytes held on device `k` at an instant, by brute force.
+
+  What is held only at that very instant counts.
+  """
+
+  def held(begin, end):
+    return begin <= now < end or begin == end == now
+
+  device, finish = simulation.device, simulation.finish_time_us
+  total = int(graph.persistent_bytes[device == k].sum())
+  for op in np.flatnonzero(device == k):
+    if held(simulation.start_time_us[op], finish[op]):
+      total += int(graph.temporary_bytes[op])
+  for tensor, op in enumerate(graph.tensor_op):
+    users = graph.edge_op[graph.edge_tensor == tensor]
+    if device[op] == k and not graph.tensor_is_persistent[tensor]:
+      last = max([finish[op], *finish[users]])
+      if held(simulation.start_time_us[op], last):
+        total += int(graph.tensor_bytes[tensor])
+    for transfer in np.flatnonzero(simulation.transfer_tensor == tensor):
+      if simulation.transfer_target[transfer] == k:
+        last = max(finish[x] for x in users if device[x] == k)
+        if held(simulation.transfer_start_us[transfer], last):
+          total += int(graph.tensor_bytes[tensor])
+  return total
 
 
 def chain(length: int, time_us: float = 1.0, size: int = 0) -> OpGraph:

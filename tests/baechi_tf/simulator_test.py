@@ -12,6 +12,7 @@ from baechi_tf.simulator import simulate
 from tests import contracts
 from tests.contracts import make_cluster
 from tests.contracts import make_graph
+from tests.contracts import memory_at
 from tests.contracts import Op
 
 
@@ -100,31 +101,6 @@ class Reference:
     size = int(self.graph.tensor_bytes[tensor])
     duration = link.latency_us + size / link.bytes_per_us
     self.transfers[tensor, target] = (begin, begin + duration)
-
-
-def memory_at(graph, simulation, k, now):
-  """Bytes held on a device at an instant, those held only then included."""
-
-  def held(begin, end):
-    return begin <= now < end or begin == end == now
-
-  device, finish = simulation.device, simulation.finish_time_us
-  total = int(graph.persistent_bytes[device == k].sum())
-  for op in np.flatnonzero(device == k):
-    if held(simulation.start_time_us[op], finish[op]):
-      total += int(graph.temporary_bytes[op])
-  for tensor, op in enumerate(graph.tensor_op):
-    users = graph.edge_op[graph.edge_tensor == tensor]
-    if device[op] == k and not graph.tensor_is_persistent[tensor]:
-      last = max([finish[op], *finish[users]])
-      if held(simulation.start_time_us[op], last):
-        total += int(graph.tensor_bytes[tensor])
-    for transfer in np.flatnonzero(simulation.transfer_tensor == tensor):
-      if simulation.transfer_target[transfer] == k:
-        last = max(finish[x] for x in users if device[x] == k)
-        if held(simulation.transfer_start_us[transfer], last):
-          total += int(graph.tensor_bytes[tensor])
-  return total
 
 
 def a_case(seed, channel):

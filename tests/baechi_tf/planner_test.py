@@ -1,0 +1,127 @@
+import numpy as np
+import pytest
+
+from baechi_tf.placement import InfeasiblePlacementError
+from baechi_tf.planner import plan
+from baechi_tf.simulator import overflow
+from baechi_tf.simulator import simulate
+from tests import contracts
+from tests.contracts import make_cluster
+from tests.contracts import make_graph
+from tests.contracts import Op
+
+
+def test_plan_unknown_placer_error_lists_the_known():
+  with pytest.raises(
+    ValueError, match="unknown placer 'etf'; choose from best, single_device"
+  ):
+    plan(contracts.chain(2), make_cluster(1), placer="etf")
+
+
+def test_plan_best_tries_every_placer_with_and_without_coplacement():
+  result = plan(contracts.chain(3, size=4), make_cluster(2))
+  assert [(x.placer, x.coplacement) for x in result.candidates] == [
+    (name, together)
+    for together in (True, False)
+    for name in contracts.PLACER_NAMES
+  ]
+  assert result.num_coarse_ops == {True: 1, False: 3}
+  assert result.chosen in result.candidates
+
+
+def test_plan_without_coplacement_tries_the_hard_groups_alone():
+  result = plan(contracts.chain(3, size=4), make_cluster(2), coplacement=False)
+  assert {x.coplacement for x in result.candidates} == {False}
+  assert result.num_coarse_ops == {False: 3}
+
+
+def test_plan_without_fusion_places_every_op():
+  result = plan(contracts.chain(3, size=4), make_cluster(2), fusion=False)
+  assert result.num_coarse_ops == {True: 3, False: 3}
+
+
+@pytest.mark.parametrize("coplacement", [True, False])
+@pytest.mark.parametrize("fusion", [True, False])
+def test_plan_switches_keep_plans_feasible(coplacement, fusion):
+  for seed in range(10):
+    rng = np.random.default_rng(seed)
+    graph = contracts.random_graph(rng, 15, group_share=0.3)
+    cluster = contracts.random_cluster(rng, 3, memory=500)
+    result = plan(graph, cluster, coplacement=coplacement, fusion=fusion)
+    assert overflow(graph, cluster, result.simulation) is None
+
+
+def test_plan_named_placer_takes_coplaced_groups_apart_when_they_do_not_fit():
+  # The chain is one co-placed group of 20 bytes; each device has 12.
+  graph = make_graph(
+    [Op("a", 1.0, (1,), persistent=10), Op("b", 1.0, persistent=10)],
+    [("a", 0, "b")],
+  )
+  result = plan(graph, make_cluster(2, memory=12), placer="m_etf")
+  assert not result.chosen.coplacement
+  assert sorted(result.placement.device.tolist()) == [0, 1]
+  first, second = result.candidates
+  assert first.simulation is None and "'a'" in first.error
+  assert first.makespan_us == np.inf
+  assert second.error == ""
+
+
+def test_plan_prefers_the_earlier_of_equal_candidates():
+  result = plan(contracts.chain(3, size=4), make_cluster(2))
+  assert (result.chosen.placer, result.chosen.coplacement) == (
+    "single_device",
+    True,
+  )
+
+
+def test_plan_reports_its_stages_and_their_seconds():
+  stages = []
+  result = plan(
+    contracts.chain(3), make_cluster(2), placer="m_topo", progress=stages.append
+  )
+  assert stages == ["bounds", "coarsening", "placing with m_topo", "simulating"]
+  assert list(result.timings_s) == stages
+  assert all(x >= 0 for x in result.timings_s.values())
+
+
+def test_plan_gap_is_relative_to_the_bound():
+  # Three equal ops on two devices: 4 against a bound of 3.
+  result = plan(contracts.independent(3, time_us=2.0), make_cluster(2))
+  assert result.bound.us == 3.0
+  assert result.gap == pytest.approx(1 / 3)
+  assert result.placement.lower_bound_us == 3.0
+  assert result.placement.makespan_us == 4.0
+
+
+def test_plan_unknown_device_type_is_an_error():
+  graph = make_graph([Op("a", (3.0,))], device_types=("GPU",))
+  with pytest.raises(ValueError, match="no compute times .* 'CPU'"):
+    plan(graph, make_cluster(1))
+
+
+def test_plan_infeasible_error_comes_before_any_placing():
+  stages = []
+  with pytest.raises(InfeasiblePlacementError, match="op 'a' needs 10"):
+    plan(
+      make_graph([Op("a", persistent=10), Op("b")]),
+      make_cluster(2, memory=9),
+      progress=stages.append,
+    )
+  assert stages == ["bounds"]
+
+
+def test_overflow_names_device_bytes_and_op():
+  graph = make_graph(
+    [Op("a", 1.0, (4,)), Op("b", 1.0, temporary=8)], [("a", 0, "b")]
+  )
+  simulation = simulate(graph, make_cluster(2), [1, 1])
+  message = overflow(graph, make_cluster(2, memory=11), simulation)
+  assert message.startswith("d1 would need 12 bytes at op 'b' and has 11.")
+  assert overflow(graph, make_cluster(2, memory=12), simulation) is None
+
+
+def test_overflow_on_a_device_that_only_receives_names_the_receiver():
+  graph = make_graph([Op("a", 1.0, (40,)), Op("b")], [("a", 0, "b")])
+  simulation = simulate(graph, make_cluster(2), [0, 1])
+  message = overflow(graph, make_cluster(2, memory=[40, 30]), simulation)
+  assert message.startswith("d1 would need 40 bytes at op 'b' and has 30.")
