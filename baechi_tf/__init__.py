@@ -1,1 +1,45 @@
-"""Places machine-learning graphs on devices that are too small for them."""
+"""Places machine-learning graphs on devices that are too small for them.
+
+The names below are the public ones. They are imported when they are first
+used: planning a cost graph needs no TensorFlow, and does not wait for it.
+"""
+
+import importlib
+
+_PUBLIC = {
+  "Cluster": "cluster",
+  "Device": "cluster",
+  "DeviceType": "cluster",
+  "GraphItem": "graph_item",
+  "InfeasiblePlacementError": "placement",
+  "Link": "cluster",
+  "OpGraph": "op_graph",
+  "Placement": "placement",
+  "PlacementPass": "placement_pass",
+  "Plan": "planner",
+  "Simulation": "simulator",
+  "item_from_function": "python_item",
+  "item_from_keras": "python_item",
+  "load": "saved_model",
+  "lower_bound": "bounds",
+  "place": "placement_pass",
+  "plan": "planner",
+  "read_cluster": "cluster",
+  "read_cost_graph": "cost_graph",
+  "read_item": "graph_item",
+  "read_profile": "costs.profile",
+  "simulate": "simulator",
+}
+
+__all__ = sorted(_PUBLIC)
+
+
+def __getattr__(name: str):
+  if name not in _PUBLIC:
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+  module = importlib.import_module(f"{__name__}.{_PUBLIC[name]}")
+  return getattr(module, name)
+
+
+def __dir__() -> list[str]:
+  return sorted([*globals(), *_PUBLIC])

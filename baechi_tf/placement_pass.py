@@ -5,6 +5,7 @@ before any work, and what it promises before it returns.
 """
 
 import dataclasses
+import os
 
 import tensorflow as tf
 
@@ -16,10 +17,12 @@ from baechi_tf.costs.profile import Profile
 from baechi_tf.device_rewrite import rewrite_devices
 from baechi_tf.graph_import import op_graph_from_item
 from baechi_tf.graph_item import GraphItem
-from baechi_tf.placement import check_placement
+from baechi_tf.graph_item import read_item
 from baechi_tf.placers import PLACERS
 from baechi_tf.planner import BEST
+from baechi_tf.planner import Plan
 from baechi_tf.planner import plan
+from baechi_tf.saved_model import write_saved_model
 
 GraphDef = tf.compat.v1.GraphDef
 
@@ -56,22 +59,31 @@ class PlacementPass:
         TensorFlow's, or an op has no cost.
       InfeasiblePlacementError: no plan was found that fits the memory.
     """
+    device_of = self.plan(cluster, item).placement.as_dict()
+    paths = {name: (name,) for name in item.op_names}
+    placed, _ = rewrite_devices(item.graph_def, paths, device_of)
+    return placed
+
+  def plan(self, cluster: Cluster, item: GraphItem) -> Plan:
+    """Returns the plan that `optimize` writes into the graph.
+
+    Args:
+      cluster: as for `optimize`.
+      item: as for `optimize`.
+
+    Raises:
+      ValueError: as `optimize`.
+      InfeasiblePlacementError: as `optimize`.
+    """
     self._check(cluster)
     costs = self._costs(cluster, item)
-    graph = op_graph_from_item(item, costs, cluster.types)
-    result = plan(
-      graph,
+    return plan(
+      op_graph_from_item(item, costs, cluster.types),
       cluster,
       placer=self.placer,
       coplacement=self.coplacement,
       fusion=self.fusion,
     )
-    check_placement(graph, cluster, result.placement)
-    paths = {name: (name,) for name in item.op_names}
-    placed, _ = rewrite_devices(
-      item.graph_def, paths, result.placement.as_dict()
-    )
-    return placed
 
   def _check(self, cluster: Cluster) -> None:
     if self.placer != BEST and self.placer not in PLACERS:
@@ -101,3 +113,39 @@ class PlacementPass:
         estimates[name] = analytical.estimate(item, described, shapes)
     costs, _ = complete(known, item, cluster.types, estimates)
     return costs
+
+
+def place(
+  model: str | os.PathLike,
+  output: str | os.PathLike,
+  cluster: Cluster,
+  *,
+  signature: str | None = None,
+  placement_pass: PlacementPass | None = None,
+  overwrite: bool = False,
+) -> Plan:
+  """Plans a SavedModel and writes it with the planned devices.
+
+  Args:
+    model: the SavedModel's directory; it is not changed.
+    output: the new SavedModel's directory, written whole or not at all.
+    cluster: the devices, by the names that TensorFlow knows them under.
+    signature: the step to plan; default the only one, else serving_default.
+    placement_pass: how to plan, and what is known of the ops' costs; default
+      the best of all placers, on estimates.
+    overwrite: replace a SavedModel in `output`.
+
+  Returns:
+    the plan, with the predicted step and the lower bound.
+
+  Raises:
+    ValueError: the model, the signature, the output or the cluster is not
+      right, or an op has no cost.
+    OSError: a file cannot be read or written.
+    InfeasiblePlacementError: no plan was found that fits the memory.
+  """
+  item = read_item(model, signature=signature)
+  planned = (placement_pass or PlacementPass()).plan(cluster, item)
+  device_of = planned.placement.as_dict()
+  write_saved_model(model, output, item, device_of, overwrite=overwrite)
+  return planned

@@ -8,7 +8,9 @@ from baechi_tf.cluster import Link
 from baechi_tf.costs.profile import OpCost
 from baechi_tf.graph_item import read_item
 from baechi_tf.placement import InfeasiblePlacementError
+from baechi_tf.placement_pass import place
 from baechi_tf.placement_pass import PlacementPass
+from baechi_tf.saved_model import load
 from tests import models
 from tests.tensorflow_setup import DEVICES
 from tests.tensorflow_setup import session
@@ -171,3 +173,35 @@ def test_optimize_plain_function_item_runs(item):
     )
   expected = model.train_step(**{k: tf.constant(v) for k, v in batch.items()})
   np.testing.assert_allclose(loss, expected["loss"], rtol=RTOL)
+
+
+def test_place_writes_the_model_that_it_planned(mlp, item, tmp_path):
+  output = tmp_path / "placed"
+  planned = place(
+    mlp,
+    output,
+    TWO_DEVICES,
+    signature="train",
+    placement_pass=PlacementPass(profile=profile_of(item)),
+  )
+  placed = read_item(output, signature="train")
+  device_of = planned.placement.as_dict()
+  written = {x.name: x.device for x in placed.graph_def.node}
+  assert {name: written[name] for name in placed.op_names} == device_of
+  assert planned.gap >= 0
+
+  batch = {k: tf.constant(v) for k, v in models.mlp_batch(0).items()}
+  (loss,) = tf.saved_model.load(mlp).signatures["train"](**batch).values()
+  (again,) = load(output).signatures["train"](**batch).values()
+  np.testing.assert_allclose(again, loss, rtol=RTOL)
+
+
+def test_place_refuses_an_existing_output(mlp, item, tmp_path):
+  with pytest.raises(ValueError, match="overwrite"):
+    place(
+      mlp,
+      tmp_path,
+      TWO_DEVICES,
+      signature="train",
+      placement_pass=PlacementPass(profile=profile_of(item)),
+    )
