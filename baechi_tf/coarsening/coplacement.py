@@ -6,6 +6,7 @@ that it is the gradient of. It makes latency-bound graphs placeable, and can
 cost parallelism; the planner tries with and without.
 """
 
+import re
 from collections.abc import Mapping
 
 import numpy as np
@@ -38,7 +39,8 @@ def single_consumers(graph: OpGraph) -> np.ndarray:
 def gradient_pairs(graph: OpGraph) -> np.ndarray:
   """Returns int64 `[p, 2]`: gradient ops and their forward ops, by name.
 
-  `a/gradient_tape/b/MatMul/MatMul_1` is a gradient of `a/b/MatMul`, and
+  `a/gradient_tape/b/MatMul/MatMul_1` is a gradient of `a/b/MatMul`,
+  `gradient_tape/b/TanhGrad_1` one of `b/Tanh_1`, and
   `gradients/b/MatMul_grad/MatMul_1` one of `b/MatMul`.
   """
   pairs = [
@@ -52,7 +54,7 @@ def gradient_pairs(graph: OpGraph) -> np.ndarray:
 
 def _forward_op(name: str, index: Mapping[str, int]) -> int | None:
   if _TAPE in name:
-    candidate = name.replace(_TAPE, "")
+    candidate = re.sub(r"Grad(_\d+)?$", r"\1", name.replace(_TAPE, ""))
   else:
     head, _, tail = name.partition(_GRADIENTS)
     stem, grad, _ = tail.partition("_grad/")

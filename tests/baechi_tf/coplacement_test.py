@@ -48,6 +48,8 @@ def test_single_consumers_counts_ops_and_not_tensors():
   [
     ("gradient_tape/dense/MatMul/MatMul_1", "dense/MatMul"),
     ("gradient_tape/dense/MatMul", "dense/MatMul"),
+    ("a/gradient_tape/b/TanhGrad_1", "a/b/Tanh_1"),
+    ("gradient_tape/b/ReluGrad", "b/Relu"),
     ("step/gradient_tape/model/dense/MatMul/MatMul", "step/model/dense/MatMul"),
     ("gradients/dense/MatMul_grad/MatMul_1", "dense/MatMul"),
     ("step/gradients/dense/MatMul_grad/tuple/group", "step/dense/MatMul"),
