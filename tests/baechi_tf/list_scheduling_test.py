@@ -400,8 +400,8 @@ def test_schedule_waits_for_memory_rather_than_giving_up():
 
 def test_schedule_memory_freed_later_is_no_memory_now():
   # `a`..`d` start at 0 on d0..d3 and pin their groups there. On d1, the 6
-  # bytes of `x` are held until `slow` ends at 40, and `late` would fit at 99.
-  # `early` is ready at 20, and has no room on d1 then: it goes to d3.
+  # bytes of `x` are held until `slow` ends at 40; `late` is a candidate for 99,
+  # when they are free. `early` is ready at 20, and d1 has no room then: d3.
   graph = make_graph(
     [
       Op("a", 1.0, group="d0"),
@@ -411,7 +411,7 @@ def test_schedule_memory_freed_later_is_no_memory_now():
       Op("x", 1.0, (6,), group="d1"),  # 1 to 2
       Op("slow", 38.0, group="d0"),  # 2 to 40
       Op("far", 98.0, (0,), group="d2"),  # 1 to 99
-      Op("late", 1.0, temporary=6, group="d1"),
+      Op("late", 1.0, temporary=4, group="d1"),  # 99 to 100
       Op("step", 17.0, (0,), group="d3"),  # 3 to 20
       Op("early", 1.0, temporary=6),
     ],
@@ -424,7 +424,7 @@ def test_schedule_memory_freed_later_is_no_memory_now():
       ("step", 0, "early"),
     ],
   )
-  cluster = make_cluster(4, memory=10)
+  cluster = make_cluster(4, memory=10, bytes_per_us=math.inf)
   assert devices_of(graph, cluster) == [0, 1, 2, 3, 1, 0, 2, 1, 3, 3]
   simulation = simulate(graph, cluster, devices_of(graph, cluster))
   assert simulation.peak_memory_bytes.max() <= 10
