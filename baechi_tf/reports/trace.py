@@ -18,6 +18,7 @@ from baechi_tf.op_graph import OpGraph
 from baechi_tf.simulator import Simulation
 
 Event = dict[str, Any]
+_ENCODER = json.JSONEncoder(separators=(",", ":"))
 _COMPUTE = 0  # the track of a process that shows ops
 _SEND = 1  # the first that shows what leaves; those that receive follow
 
@@ -29,7 +30,7 @@ def trace_lines(
   yield '{"displayTimeUnit": "ms", "traceEvents": [\n'
   comma = ""
   for event in _events(graph, cluster, simulation):
-    yield comma + json.dumps(event, separators=(",", ":"))
+    yield comma + _ENCODER.encode(event)
     comma = ",\n"
   yield "\n]}\n"
 
