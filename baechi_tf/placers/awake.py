@@ -16,12 +16,11 @@ from baechi_tf.simulator import transfer_start
 
 @compiled_inner
 def _urgent_at(p, s, op, k):
-  """When the op could start on every device that may run it."""
-  latest = 0.0
+  """When `k` could start the op, and its inputs could be on every device."""
+  latest = s.device_free[k]
   for other in range(len(p.memory)):
     if may_run(p, s, op, other):
-      start = max(s.device_free[other], inputs_there(p, s, op, other))
-      latest = max(latest, start)
+      latest = max(latest, inputs_there(p, s, op, other))
   return latest
 
 
@@ -29,9 +28,11 @@ def _urgent_at(p, s, op, k):
 def first_urgent(p, s, q, ready, child, k, best):
   """The earliest start on `k` of its favourite child or of an urgent op.
 
-  An op is urgent once it could start on every device that may run it. Starts
-  later than `best` are of no interest. The third value says whether some op was
-  left out for want of memory.
+  An op is urgent once its inputs could be on every device that may run it:
+  nothing is gained by waiting for a better one. Whether those devices are busy
+  does not matter; if it did, a single busy one would keep all awake devices
+  idle. Starts later than `best` are of no interest. The third value says
+  whether some op was left out for want of memory.
   """
   found, found_rank, short = NEVER, np.int64(NONE), False
   if s.is_ready[child]:
@@ -40,9 +41,9 @@ def first_urgent(p, s, q, ready, child, k, best):
       found, found_rank = start, p.rank[child]
     else:
       short = True
-  all_free = s.device_free.max()  # nothing is urgent earlier
+  now = s.device_free[k]  # nothing starts earlier
   for r in ready:
-    if all_free > min(best, found) or (all_free == found and r > found_rank):
+    if now > min(best, found) or (now == found and r > found_rank):
       break
     op = p.order[r]
     if op != child and may_run(p, s, op, k):

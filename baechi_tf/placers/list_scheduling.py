@@ -123,15 +123,19 @@ def _earliest_in(p, s, q, queue):
 
 @compiled_inner
 def _earliest_on(p, s, q, ready, last_op, k, best):
-  """What device `k` would do next: when, and the op's rank.
+  """What device `k` would do next: when, the op's rank, whether reluctantly.
 
-  A rank of `NONE` says that memory is freed then, for ops that do not fit now.
+  An awake device takes an urgent op reluctantly: if another device can start
+  it as early, that one shall. A rank of `NONE` says that memory is freed then,
+  for ops that do not fit now.
   """
   num_devices = len(p.memory)
   if len(q.releases[k]) > 0 and q.releases[k][0][0] <= s.device_free[k]:
     free_memory(s, q, k, s.device_free[k])
   start, r = _earliest_in(p, s, q, num_devices + k)
   short = len(q.blocked[num_devices + k]) > 0
+  reluctant = False
+  child = NONE
   if last_op[k] != NONE and awaits(p, s, last_op[k], k):
     child = p.favorite_child[last_op[k]]
     other, other_rank, other_short = first_urgent(
@@ -142,10 +146,11 @@ def _earliest_on(p, s, q, ready, last_op, k, best):
     other_short = len(q.blocked[k]) > 0
   if other < start or (other == start and other_rank < r):
     start, r = other, other_rank
+    reluctant = child != NONE and p.order[r] != child
   if (short or other_short) and len(q.releases[k]) > 0:
     if q.releases[k][0][0] <= start:
-      return q.releases[k][0][0], np.int64(NONE)
-  return start, r
+      return q.releases[k][0][0], np.int64(NONE), False
+  return start, r, reluctant
 
 
 @compiled_inner
@@ -154,12 +159,12 @@ def _earliest(p, s, q, ready, last_op):
   # Nothing starts on a device before it is free: the first to be free may
   # spare us a look at the rest.
   k = np.argmin(s.device_free)
-  start, r = _earliest_on(p, s, q, ready, last_op, k, NEVER)
+  start, r, reluctant = _earliest_on(p, s, q, ready, last_op, k, NEVER)
   for d in range(len(last_op)):
     if d != k and s.device_free[d] <= start:
-      at, rank = _earliest_on(p, s, q, ready, last_op, d, start)
-      if at < start or (at == start and (rank, d) < (r, k)):
-        start, r, k = at, rank, d
+      at, rank, also = _earliest_on(p, s, q, ready, last_op, d, start)
+      if at < start or (at == start and (rank, also, d) < (r, reluctant, k)):
+        start, r, reluctant, k = at, rank, also, d
   return start, r, k
 
 

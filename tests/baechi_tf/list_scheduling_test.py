@@ -48,7 +48,10 @@ class Naive:
     self.device = None if stuck else [self.placed[op][0] for op in ops]
 
   def next_choice(self):
-    """The op, device and start with the least (start, rank, device)."""
+    """The op, device and start with the least (start, rank, device).
+
+    A device that waits for another op comes after those that do not.
+    """
     choices = []
     for op in range(self.graph.num_ops):
       if op in self.placed:
@@ -57,10 +60,11 @@ class Naive:
         for k in self.devices:
           start = self.start_with_memory(op, k, self.key(op, k))
           if start < math.inf:
-            choices.append((start, self.graph.rank[op], k, op))
+            reluctant = self.is_kept_from(op, k)
+            choices.append((start, self.graph.rank[op], reluctant, k, op))
     if not choices:
       return None
-    start, _, k, op = min(choices)
+    start, _, _, k, op = min(choices)
     self.waited |= start > self.key(op, k)
     return op, k, start
 
@@ -77,14 +81,21 @@ class Naive:
     """When `k` would take a ready op if it had memory without end."""
     if not self.may_run(op, k):
       return math.inf
-    child = self.awaited(k)
-    if child is None or op == child or self.group_is_placed(op):
+    if not self.is_kept_from(op, k):
       return self.earliest_start(op, k)
     return max(
-      self.earliest_start(op, other)
-      for other in self.devices
-      if self.may_run(op, other)
+      self.device_free(k),
+      *(
+        self.inputs_there(op, other)
+        for other in self.devices
+        if self.may_run(op, other)
+      ),
     )
+
+  def is_kept_from(self, op, k):
+    """Whether `k` waits for another op, and `op` could go elsewhere."""
+    child = self.awaited(k)
+    return child not in (None, op) and not self.group_is_placed(op)
 
   def group_is_placed(self, op):
     group = self.graph.group[op]
@@ -135,12 +146,15 @@ class Naive:
     return sent
 
   def earliest_start(self, op, k):
+    return max(self.device_free(k), self.inputs_there(op, k))
+
+  def inputs_there(self, op, k):
     sent = self.bookings(op, k)
-    start = self.device_free(k)
+    there = 0
     for tensor in self.inputs[op]:
       source, _, ready = self.placed[self.home[tensor]]
-      start = max(start, ready if source == k else sent[tensor, k][2])
-    return start
+      there = max(there, ready if source == k else sent[tensor, k][2])
+    return there
 
   def place(self, op, k, start):
     self.sent = self.bookings(op, k)
