@@ -16,6 +16,8 @@ from baechi_tf.op_graph import OpGraph
 
 _TAPE = "gradient_tape/"  # tf.GradientTape
 _GRADIENTS = "gradients/"  # tf.compat.v1.gradients
+# A scope with more forward ops is no layer, but a model.
+_MAX_LAYER_OPS = 64
 
 
 def coplacement_groups(graph: OpGraph) -> np.ndarray:
@@ -41,26 +43,43 @@ def gradient_pairs(graph: OpGraph) -> np.ndarray:
 
   `a/gradient_tape/b/MatMul/MatMul_1` is a gradient of `a/b/MatMul`,
   `gradient_tape/b/TanhGrad_1` one of `b/Tanh_1`, and
-  `gradients/b/MatMul_grad/MatMul_1` one of `b/MatMul`.
+  `gradients/b/MatMul_grad/MatMul_1` one of `b/MatMul`. Where no forward op has
+  the name, the first one in the innermost scope stands for its layer.
   """
+  gradients, scopes = [], {}
+  for op in graph.order.tolist():
+    name = graph.names[op]
+    if _TAPE in name or _GRADIENTS in name:
+      gradients.append(op)
+      continue
+    scope = name.rpartition("/")[0]
+    while scope:
+      first, count = scopes.get(scope, (op, 0))
+      scopes[scope] = (first, count + 1)
+      scope = scope.rpartition("/")[0]
   pairs = [
     (op, forward)
-    for op, name in enumerate(graph.names)
-    if _TAPE in name or _GRADIENTS in name
-    if (forward := _forward_op(name, graph.index)) is not None
+    for op in gradients
+    if (forward := _forward_op(graph.names[op], graph.index, scopes)) != op
   ]
   return np.array(pairs, np.int64).reshape(-1, 2)
 
 
-def _forward_op(name: str, index: Mapping[str, int]) -> int | None:
+def _forward_op(name: str, index: Mapping[str, int], scopes) -> int:
+  """Returns the forward op of a gradient op, or itself if there is none."""
   if _TAPE in name:
-    candidate = re.sub(r"Grad(_\d+)?$", r"\1", name.replace(_TAPE, ""))
+    forward = re.sub(r"Grad(_\d+)?$", r"\1", name.replace(_TAPE, ""))
   else:
     head, _, tail = name.partition(_GRADIENTS)
     stem, grad, _ = tail.partition("_grad/")
-    candidate = head + stem if grad else ""
+    forward = head + stem if grad else ""
+  candidate = forward
   while candidate:
     if candidate in index and candidate != name:
       return index[candidate]
     candidate = candidate.rpartition("/")[0]
-  return None
+  scope = forward.rpartition("/")[0]
+  while scope and scope not in scopes:
+    scope = scope.rpartition("/")[0]
+  first, count = scopes.get(scope, (0, 0))
+  return first if 0 < count <= _MAX_LAYER_OPS else index[name]

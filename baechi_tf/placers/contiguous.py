@@ -14,6 +14,7 @@ from baechi_tf.op_graph import OpGraph
 from baechi_tf.placement import infeasible_message
 from baechi_tf.placement import InfeasiblePlacementError
 from baechi_tf.placement import Placement
+from baechi_tf.placers.walk import groups_in_order
 
 _BISECTIONS = 50
 
@@ -29,11 +30,7 @@ def place(graph: OpGraph, cluster: Cluster) -> Placement:
     InfeasiblePlacementError: a group fits on no device that is left.
     ValueError: the graph has no times for a device's type.
   """
-  # Ops in topological order, regrouped so that a group's ops are together.
-  _, first = np.unique(graph.group[graph.order], return_index=True)
-  sequence = np.lexsort((graph.rank, first[graph.group]))
-  lengths = np.bincount(graph.group, minlength=graph.num_groups)
-  offsets = np.concatenate([[0], np.cumsum(lengths[np.argsort(first)])])
+  sequence, offsets = groups_in_order(graph)
   freed = _freed_after(graph, sequence)
   times = graph.times_on(cluster.types)[sequence]
   arrays = (

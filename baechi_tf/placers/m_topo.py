@@ -7,6 +7,7 @@ from baechi_tf.op_graph import OpGraph
 from baechi_tf.placement import infeasible_message
 from baechi_tf.placement import InfeasiblePlacementError
 from baechi_tf.placement import Placement
+from baechi_tf.placers.walk import groups_in_order
 
 
 def place(graph: OpGraph, cluster: Cluster) -> Placement:
@@ -27,12 +28,10 @@ def place(graph: OpGraph, cluster: Cluster) -> Placement:
   cap += int(group_memory.max(initial=0))
   room = np.minimum(cluster.memory_bytes, cap)
 
-  # Groups in the order of their first op.
-  _, first = np.unique(graph.group[graph.order], return_index=True)
   group_device = np.empty(graph.num_groups, np.int64)
   k = 0
-  for position in np.sort(first).tolist():
-    op = int(graph.order[position])
+  sequence, offsets = groups_in_order(graph)
+  for op in sequence[offsets[:-1]].tolist():
     group = graph.group[op]
     while group_memory[group] > room[k]:
       k += 1

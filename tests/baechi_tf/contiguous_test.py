@@ -5,6 +5,7 @@ import pytest
 
 from baechi_tf.placement import InfeasiblePlacementError
 from baechi_tf.placers import contiguous
+from baechi_tf.placers.walk import depth_first_order
 from tests import contracts
 from tests.contracts import make_cluster
 from tests.contracts import make_graph
@@ -14,7 +15,7 @@ from tests.contracts import Op
 def groups_in_order(graph):
   """The groups' ops, groups by their first op in topological order."""
   members = {}
-  for op in graph.order.tolist():
+  for op in depth_first_order(graph).tolist():
     members.setdefault(int(graph.group[op]), []).append(op)
   return list(members.values())
 

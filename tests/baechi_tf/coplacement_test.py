@@ -138,3 +138,18 @@ def test_coplacement_groups_are_unions_of_the_graphs_groups(seed):
 
 def test_coplacement_groups_of_nothing_is_nothing():
   assert coplacement_groups(make_graph([])).tolist() == []
+
+
+def test_gradient_pairs_falls_back_on_the_layer():
+  gradient = "a/gradient_tape/b/norm/moments/Tile"
+  graph = make_graph(
+    [Op("a/b/norm/scale"), Op("a/b/norm/shift"), Op("a/b/c"), Op(gradient)],
+    [("a/b/norm/scale", CONTROL, "a/b/norm/shift")],
+  )
+  assert by_name(graph, gradient_pairs(graph)) == {(gradient, "a/b/norm/scale")}
+
+
+def test_gradient_pairs_takes_no_whole_model_for_a_layer():
+  ops = [Op(f"model/op{i}") for i in range(100)]
+  graph = make_graph([*ops, Op("gradient_tape/model/Sum")])
+  assert len(gradient_pairs(graph)) == 0

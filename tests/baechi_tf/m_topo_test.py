@@ -3,6 +3,7 @@ import pytest
 
 from baechi_tf.placement import InfeasiblePlacementError
 from baechi_tf.placers import m_topo
+from baechi_tf.placers.walk import depth_first_order
 from tests import contracts
 from tests.contracts import make_cluster
 from tests.contracts import make_graph
@@ -20,7 +21,7 @@ def reference(graph, memory):
   cap = sum(size) / len(memory) + max(group_size.values())
   left = [min(limit, cap) for limit in memory]
   device_of_group, k = {}, 0
-  for op in graph.order.tolist():
+  for op in depth_first_order(graph).tolist():
     group = int(graph.group[op])
     if group in device_of_group:
       continue
