@@ -5,6 +5,7 @@ differ included, whatever the placement and the order of ops.
 """
 
 import dataclasses
+import math
 
 import numpy as np
 
@@ -117,12 +118,14 @@ def _total_work(cluster, times) -> LowerBound:
   Weights in proportion to the devices' speeds give work over total speed when
   speeds are uniform.
   """
-  totals = times.sum(axis=0)
-  weights = [np.full(len(totals), 1 / len(totals))]
+  # Exact sums: the bound neither depends on how the ops were listed, nor ends
+  # up above a perfectly balanced plan for want of a digit.
+  work = math.fsum(times.min(axis=1)) / times.shape[1]
+  totals = np.array([math.fsum(column) for column in times.T])
   if (totals > 0).all():
-    speeds = 1 / totals
-    weights.append(speeds / speeds.sum())
-  work = max(float((times * y).min(axis=1).sum()) for y in weights)
+    speeds = totals.min() / totals
+    shared = math.fsum((times * speeds).min(axis=1)) / math.fsum(speeds)
+    work = max(work, shared)
   return LowerBound(
     work, "total work", f"all ops, shared by {cluster.num_devices} devices"
   )

@@ -227,6 +227,19 @@ def test_lower_bound_independent_ops_share_the_devices():
   assert bound.witness == "all ops, shared by 2 devices"
 
 
+@pytest.mark.parametrize("num_devices", [3, 7])
+def test_lower_bound_total_work_is_exact_in_any_listing(num_devices):
+  # A third of each time is no binary number, and yet: a third of the sum.
+  rng = np.random.default_rng(0)
+  times = rng.integers(1, 1000, 210).astype(float)
+  expected = times.sum() / num_devices
+  for _ in range(5):
+    graph = make_graph(
+      [Op(f"op{i}", time) for i, time in enumerate(rng.permutation(times))]
+    )
+    assert lower_bound(graph, make_cluster(num_devices)).us == expected
+
+
 def test_lower_bound_serial_group_waits_for_heads_and_tails():
   # 2 before, then 3 + 4 on one device, then 5: 14. The longest path is 11.
   graph = make_graph(
