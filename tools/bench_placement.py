@@ -48,21 +48,6 @@ _TINY = {
   "transformer": {"batch": 2, "width": 8, "vocabulary": 50},
 }
 
-_CLUSTER = flags.DEFINE_string(
-  "cluster", "configs/clusters/4_v100_pcie.toml", "The cluster file."
-)
-_DIRECTORY = flags.DEFINE_string(
-  "directory", "demo_output/benchmark", "Where the models are, or are made."
-)
-_MODELS = flags.DEFINE_multi_enum(
-  "model", list(_TINY), list(_TINY), "Which models; may be repeated."
-)
-_FULL = flags.DEFINE_bool("full", False, "Full widths (2 GB of files).")
-_PROFILE = flags.DEFINE_string(
-  "profile", None, "Costs of one model, in place of estimates."
-)
-_JSON = flags.DEFINE_bool("json", False, "Print JSON in place of a table.")
-
 
 @dataclasses.dataclass(frozen=True)
 class Timings:
@@ -178,24 +163,43 @@ def main(argv: list[str]) -> None:
   """Prints the timings of the models that the flags choose."""
   if len(argv) != 1:
     raise app.UsageError("no arguments, only flags")
-  if _PROFILE.value and len(_MODELS.value) != 1:
+  if flags.FLAGS.profile and len(flags.FLAGS.model) != 1:
     raise app.UsageError("--profile is of one model: choose it with --model")
   logging.set_verbosity(logging.WARNING)  # of TensorFlow's saver
-  cluster = read_cluster(_CLUSTER.value)
+  cluster = read_cluster(flags.FLAGS.cluster)
   paths = {
-    model: _exported(model, _DIRECTORY.value, _FULL.value)
-    for model in _MODELS.value
+    model: _exported(model, flags.FLAGS.directory, flags.FLAGS.full)
+    for model in flags.FLAGS.model
   }
   _load_machine_code(cluster)
   results = [
-    time_stages(model, path, cluster, _PROFILE.value)
+    time_stages(model, path, cluster, flags.FLAGS.profile)
     for model, path in paths.items()
   ]
-  if _JSON.value:
+  if flags.FLAGS.json:
     print(json.dumps([dataclasses.asdict(x) for x in results], indent=1))
   else:
     _print_table(results)
 
 
+def define_flags() -> None:
+  """Defines the flags, when this is the program that runs."""
+  flags.DEFINE_string(
+    "cluster", "configs/clusters/4_v100_pcie.toml", "The cluster file."
+  )
+  flags.DEFINE_string(
+    "directory", "demo_output/benchmark", "Where the models are, or are made."
+  )
+  flags.DEFINE_multi_enum(
+    "model", list(_TINY), list(_TINY), "Which models; may be repeated."
+  )
+  flags.DEFINE_bool("full", False, "Full widths (2 GB of files).")
+  flags.DEFINE_string(
+    "profile", None, "Costs of one model, in place of estimates."
+  )
+  flags.DEFINE_bool("json", False, "Print JSON in place of a table.")
+
+
 if __name__ == "__main__":
+  define_flags()
   sys.exit(app.run(main))

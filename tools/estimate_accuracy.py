@@ -30,13 +30,6 @@ from baechi_tf.costs.profile import OpCost
 from baechi_tf.graph_item import GraphItem
 from baechi_tf.graph_item import read_item
 
-_CLUSTER = flags.DEFINE_string("cluster", None, "Describes this CPU.")
-_DEVICE_TYPE = flags.DEFINE_string("device_type", "CPU", "Which type it is.")
-_SIGNATURE = flags.DEFINE_string("signature", None, "The step.")
-_BATCH_SIZE = flags.DEFINE_integer("batch_size", None, "For unknown batches.")
-_STEPS = flags.DEFINE_integer("steps", 20, "Steps to measure.")
-flags.mark_flag_as_required("cluster")
-
 # An op's class is the first of which its type contains a word.
 _CLASSES = (
   ("element-wise", ("Maximum", "Minimum")),
@@ -168,14 +161,14 @@ def step_time_ms(item: GraphItem, values, steps: int) -> float:
 
 def report(path: str, device_type: DeviceType) -> str:
   """Returns the comparison of one model, as Markdown."""
-  item = read_item(path, signature=_SIGNATURE.value)
-  values = inputs.synthesize_inputs(item, _BATCH_SIZE.value)
+  item = read_item(path, signature=flags.FLAGS.signature)
+  values = inputs.synthesize_inputs(item, flags.FLAGS.batch_size)
   shapes = {name: value.shape for name, value in values.items()}
-  measurement = measured.measure(item, values, num_steps=_STEPS.value)
+  measurement = measured.measure(item, values, num_steps=flags.FLAGS.steps)
   start = time.perf_counter()
   estimate = analytical.estimate(item, device_type, shapes)
   estimated_in_s = time.perf_counter() - start
-  whole_ms = step_time_ms(item, values, _STEPS.value)
+  whole_ms = step_time_ms(item, values, flags.FLAGS.steps)
   missing = [x for x in item.op_names if x not in measurement]
   return (
     f"{item.source}: {len(item.op_names)} ops, {len(missing)} of them not in"
@@ -186,14 +179,25 @@ def report(path: str, device_type: DeviceType) -> str:
 
 def main(argv: Sequence[str]) -> None:
   """Prints a table for each model."""
-  types = read_cluster(_CLUSTER.value).device_types
-  if _DEVICE_TYPE.value not in types:
+  types = read_cluster(flags.FLAGS.cluster).device_types
+  if flags.FLAGS.device_type not in types:
     raise app.UsageError(
-      f"{_CLUSTER.value} has no [device_type.{_DEVICE_TYPE.value}]"
+      f"{flags.FLAGS.cluster} has no [device_type.{flags.FLAGS.device_type}]"
     )
   for path in argv[1:]:
-    print(report(path, types[_DEVICE_TYPE.value]))
+    print(report(path, types[flags.FLAGS.device_type]))
+
+
+def define_flags() -> None:
+  """Defines the flags, when this is the program that runs."""
+  flags.DEFINE_string("cluster", None, "Describes this CPU.")
+  flags.DEFINE_string("device_type", "CPU", "Which type it is.")
+  flags.DEFINE_string("signature", None, "The step.")
+  flags.DEFINE_integer("batch_size", None, "For unknown batches.")
+  flags.DEFINE_integer("steps", 20, "Steps to measure.")
+  flags.mark_flag_as_required("cluster")
 
 
 if __name__ == "__main__":
+  define_flags()
   app.run(main)

@@ -18,8 +18,6 @@ from absl import flags
 from baechi_tf.graph_item import GraphItem
 from baechi_tf.graph_item import read_item
 
-_SIGNATURE = flags.DEFINE_string("signature", "train", "Which step.")
-
 
 def write_flat_graph(item: GraphItem, path: str | os.PathLike) -> None:
   """Writes the planned ops as a gzipped GraphDef, the same bytes each time."""
@@ -38,7 +36,7 @@ def main(argv: list[str]) -> None:
   """Flattens the model that the arguments name."""
   if len(argv) != 3:
     raise app.UsageError("two arguments: the model, and the file to write")
-  item = read_item(argv[1], signature=_SIGNATURE.value)
+  item = read_item(argv[1], signature=flags.FLAGS.signature)
   write_flat_graph(item, argv[2])
   print(
     f"{argv[2]}: {len(item.op_names):,} ops, {os.path.getsize(argv[2]):,}"
@@ -46,5 +44,11 @@ def main(argv: list[str]) -> None:
   )
 
 
+def define_flags() -> None:
+  """Defines the flags, when this is the program that runs."""
+  flags.DEFINE_string("signature", "train", "Which step.")
+
+
 if __name__ == "__main__":
+  define_flags()
   sys.exit(app.run(main))
