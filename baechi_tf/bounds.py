@@ -50,9 +50,10 @@ def lower_bound(graph: OpGraph, cluster: Cluster) -> LowerBound:
     return LowerBound(0.0, "longest path", "no ops")
   times = graph.times_on(cluster.types)
   fastest = np.ascontiguousarray(times.min(axis=1))
-  heads, tails = _path_heads(graph, fastest), _path_tails(graph, fastest)
+  heads, first_ops = _path_heads(graph, fastest)
+  tails, _ = _path_tails(graph, fastest)
   bounds = [
-    _longest_path(graph, fastest, heads, tails),
+    _longest_path(graph, heads, first_ops),
     _total_work(cluster, times),
     _serial_group(graph, times, heads, tails),
     _communication_aware(graph, cluster, fastest),
@@ -94,20 +95,19 @@ def check_memory(graph: OpGraph, cluster: Cluster) -> None:
     )
 
 
-def _longest_path(graph, fastest, heads, tails) -> LowerBound:
+def _longest_path(graph, heads, first_ops) -> LowerBound:
   """LB0: the longest chain of ops, each on its fastest device."""
-  through = heads + tails - fastest
-  length = through.max()
-  on_path = np.flatnonzero(through >= length * (1 - 1e-12))
-  first, last = (
-    on_path[np.argmin(graph.rank[on_path])],
-    on_path[np.argmax(graph.rank[on_path])],
-  )
+  last = _first_largest(graph, heads)
   return LowerBound(
-    float(length),
+    float(heads[last]),
     "longest path",
-    f"{graph.names[first]} ... {graph.names[last]}",
+    f"{graph.names[first_ops[last]]} ... {graph.names[last]}",
   )
+
+
+def _first_largest(graph, values) -> int:
+  """The op with the largest value, the first of them in topological order."""
+  return int(graph.order[np.argmax(values[graph.order])])
 
 
 def _total_work(cluster, times) -> LowerBound:
@@ -146,8 +146,8 @@ def _serial_group(graph, times, heads, tails) -> LowerBound:
   np.minimum.at(before, graph.group, heads - fastest)
   np.minimum.at(after, graph.group, tails - fastest)
   bounds = before + work.min(axis=1) + after
-  group = int(np.argmax(bounds))
-  members = np.flatnonzero(graph.group == group)
+  group = graph.group[_first_largest(graph, bounds[graph.group])]
+  members = graph.order[graph.group[graph.order] == group]
   return LowerBound(
     float(bounds[group]),
     "serial group",
@@ -175,7 +175,7 @@ def _communication_aware(graph, cluster, fastest) -> LowerBound:
     -rank,
   )
   through = heads + tails - fastest
-  op = int(np.argmax(through))
+  op = _first_largest(graph, through)
   return LowerBound(
     float(through[op]),
     "communication-aware path",
@@ -202,27 +202,34 @@ def _cheapest_transfers(graph, cluster):
 
 
 @compiled
-def _longest(order, offsets, other, fastest):
-  """Longest path that ends in each op, by fastest times."""
+def _longest(order, offsets, other, fastest, rank):
+  """Longest path to each op, by fastest times, and the path's first op."""
   length = fastest.copy()
+  first = np.arange(len(order))
   for op in order:
-    before = 0.0
     for i in range(offsets[op], offsets[op + 1]):
-      before = max(before, length[other[i]])
-    length[op] = fastest[op] + before
-  return length
+      through = length[other[i]] + fastest[op]
+      origin = first[other[i]]
+      if through > length[op] or (
+        through == length[op] and rank[origin] < rank[first[op]]
+      ):
+        length[op] = through
+        first[op] = origin
+  return length, first
 
 
-def _path_heads(graph, fastest) -> np.ndarray:
+def _path_heads(graph, fastest):
   sources = graph.edge_source[graph.input_edges]
-  return _longest(graph.order, graph.input_offsets, sources, fastest)
+  return _longest(
+    graph.order, graph.input_offsets, sources, fastest, graph.rank
+  )
 
 
-def _path_tails(graph, fastest) -> np.ndarray:
+def _path_tails(graph, fastest):
   # Edges are sorted by tensor, so by producer: its edges are together.
   offsets = graph.consumer_offsets[graph.tensor_offsets]
   order = np.ascontiguousarray(graph.order[::-1])
-  return _longest(order, offsets, graph.edge_op, fastest)
+  return _longest(order, offsets, graph.edge_op, fastest, graph.rank)
 
 
 def _aware_heads(order, fastest, source, target, cost, rank) -> np.ndarray:

@@ -221,6 +221,23 @@ def test_lower_bound_chain_is_its_length():
   assert bound == LowerBound(10.0, "longest path", "op000 ... op004")
 
 
+def test_lower_bound_witness_is_one_chain_in_any_listing():
+  # Two chains are equally long: the ends named belong to the same one.
+  graph = contracts.two_chains(3, size=1)
+  for seed in range(5):
+    other = contracts.relisted(graph, np.random.default_rng(seed))
+    assert lower_bound(other, make_cluster(3)).witness == "a000 ... a002"
+
+
+@pytest.mark.parametrize("seed", range(30))
+def test_lower_bound_witness_does_not_depend_on_the_listing(seed):
+  rng = np.random.default_rng(seed)
+  graph = contracts.random_graph(rng, 15, group_share=0.4, max_time=3)
+  other = contracts.relisted(graph, rng)
+  cluster = make_cluster(4, latency_us=seed % 3)
+  assert lower_bound(other, cluster) == lower_bound(graph, cluster)
+
+
 def test_lower_bound_independent_ops_share_the_devices():
   bound = lower_bound(contracts.independent(7, time_us=2.0), make_cluster(2))
   assert (bound.us, bound.name) == (7.0, "total work")
