@@ -41,6 +41,10 @@ def _cache_folder() -> str:
   return str(root / f"baechi_tf_{sources.hexdigest()[:16]}")
 
 
+# Whether there was no machine code when this process began.
+FIRST_RUN = not any(pathlib.Path(_cache_folder()).rglob("*.nbc"))
+
+
 def _compile(function: Callable, **options) -> Callable:
   # Numba settles where to cache when it decorates, from a setting that is
   # everybody's: put it back.

@@ -21,11 +21,13 @@ from baechi_tf.cluster import Cluster
 from baechi_tf.coarsening.coplacement import coplacement_groups
 from baechi_tf.coarsening.fusion import fuse
 from baechi_tf.coarsening.fusion import Fused
+from baechi_tf.compiled import FIRST_RUN
 from baechi_tf.op_graph import OpGraph
 from baechi_tf.placement import check_placement
 from baechi_tf.placement import InfeasiblePlacementError
 from baechi_tf.placement import Placement
 from baechi_tf.placers import PLACERS
+from baechi_tf.placers.favorite_child import uses_lp
 from baechi_tf.simulator import overflow
 from baechi_tf.simulator import simulate
 from baechi_tf.simulator import Simulation
@@ -68,6 +70,7 @@ class Plan:
     bound: no placement is faster than this.
     candidates: everything that was tried, in a fixed order.
     num_coarse_ops: what the placers had to place, by `coplacement`.
+    notes: what a reader of the plan should know of how it was made.
     timings_s: seconds spent per stage.
   """
 
@@ -76,6 +79,7 @@ class Plan:
   bound: LowerBound
   candidates: tuple[Candidate, ...]
   num_coarse_ops: dict[bool, int]
+  notes: tuple[str, ...]
   timings_s: dict[str, float]
 
   @property
@@ -123,10 +127,13 @@ def plan(
     bound = lower_bound(graph, cluster)
   candidates = []
   num_coarse_ops = {}
+  notes = []
   for together in (True, False) if coplacement else (False,):
     with clock.stage("coarsening"):
       coarse = _coarsen(graph, together, fusion)
     num_coarse_ops[together] = coarse.graph.num_ops
+    if placer in (BEST, "m_sct") and not uses_lp(coarse.graph):
+      notes.append(_greedy_note(coarse.graph, together))
     for name in PLACERS if placer == BEST else (placer,):
       simulation, error = _try(graph, cluster, name, coarse, clock)
       candidates.append(Candidate(name, together, simulation, error))
@@ -149,7 +156,16 @@ def plan(
     bound=bound,
     candidates=tuple(candidates),
     num_coarse_ops=num_coarse_ops,
+    notes=tuple(notes),
     timings_s=clock.seconds,
+  )
+
+
+def _greedy_note(graph: OpGraph, coplacement: bool) -> str:
+  return (
+    f"m_sct {'with' if coplacement else 'without'} co-placement:"
+    f" {graph.num_ops:,} fused ops and {len(graph.edge_op):,} edges are too"
+    " many for the linear program; favourite children are a greedy matching's"
   )
 
 
@@ -190,7 +206,7 @@ class _Clock:
 
   @contextlib.contextmanager
   def stage(self, name: str) -> Iterator[None]:
-    self._progress(name)
+    self._progress(f"{name} (compiling, the first time)" if FIRST_RUN else name)
     begin = time.perf_counter()
     try:
       yield

@@ -66,6 +66,7 @@ def run(args: argparse.Namespace) -> None:
       candidates=planned.candidates,
       coverage=model.coverage,
     )
+  summary["notes"] += [*model.notes, *planned.notes]
   seconds = {
     x.placer: planned.timings_s[f"placing with {x.placer}"]
     for x in planned.candidates
@@ -81,3 +82,5 @@ def run(args: argparse.Namespace) -> None:
     f" ({summary['lower_bound']})\n"
   )
   print(candidates(summary, seconds), end="")
+  for note in summary["notes"]:
+    print(f"note: {note}")

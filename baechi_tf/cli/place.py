@@ -128,7 +128,7 @@ def run(args: argparse.Namespace) -> None:
       candidates=planned.candidates,
       coverage=model.coverage,
     )
-    summary["notes"] += _memory_notes(args) + list(model.notes)
+    summary["notes"] += [*_memory_notes(args), *model.notes, *planned.notes]
     progress("writing")
     with _report_directory(args) as directory:
       if emit == _PLAN:
