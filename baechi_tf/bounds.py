@@ -71,7 +71,7 @@ def check_memory(graph: OpGraph, cluster: Cluster) -> None:
   memory = cluster.memory_bytes
   persistent = int(graph.persistent_bytes.sum())
   if persistent > memory.sum():
-    largest = int(np.argmax(graph.persistent_bytes))
+    largest = _first_largest(graph, graph.persistent_bytes)
     raise InfeasiblePlacementError(
       f"the persistent state needs {persistent:,} bytes and all devices"
       f" together have {int(memory.sum()):,}; the largest piece is op"
@@ -83,16 +83,16 @@ def check_memory(graph: OpGraph, cluster: Cluster) -> None:
   needed = np.zeros(graph.num_groups, np.int64)
   np.maximum.at(needed, graph.group, working)
   np.add.at(needed, graph.group, graph.persistent_bytes)
-  too_large = np.flatnonzero(needed[graph.group] > memory.max())
-  if len(too_large):
-    op = int(too_large[np.argmax(needed[graph.group[too_large]])])
-    same = np.flatnonzero(graph.group == graph.group[op])
-    op = int(same[np.argmax((working + graph.persistent_bytes)[same])])
-    raise InfeasiblePlacementError(
-      infeasible_message(
-        graph, cluster, op, int(needed[graph.group[op]]), memory
-      )
-    )
+  if graph.num_ops == 0 or needed.max() <= memory.max():
+    return
+  group = graph.group[_first_largest(graph, needed[graph.group])]
+  inside = graph.group == group
+  op = _first_largest(
+    graph, np.where(inside, working + graph.persistent_bytes, -1)
+  )
+  raise InfeasiblePlacementError(
+    infeasible_message(graph, cluster, op, int(needed[group]), memory)
+  )
 
 
 def _longest_path(graph, heads, first_ops) -> LowerBound:

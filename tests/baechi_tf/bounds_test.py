@@ -361,6 +361,18 @@ def test_check_memory_too_large_group_error_names_its_largest_op():
     check_memory(graph, make_cluster(2, memory=8))
 
 
+@pytest.mark.parametrize(
+  ("num_devices", "memory"),
+  [(2, 9), (8, 4)],  # too little for all, too little for any
+)
+def test_check_memory_equal_culprits_error_names_the_first(num_devices, memory):
+  ops = [Op(name, persistent=5) for name in "abcd"]
+  cluster = make_cluster(num_devices, memory=memory)
+  for listed in (ops, ops[::-1]):
+    with pytest.raises(InfeasiblePlacementError, match="op 'a'"):
+      check_memory(make_graph(listed), cluster)
+
+
 @pytest.mark.parametrize("seed", range(30))
 def test_check_memory_error_means_that_no_placement_fits(seed):
   rng = np.random.default_rng(seed)
