@@ -37,7 +37,8 @@ class LowerBound:
 
   def gap(self, makespan_us: float) -> float:
     """Returns `makespan / bound - 1`, 0 for an empty step."""
-    return makespan_us / self.us - 1 if self.us > 0 else 0.0
+    # Sums of floats in another order than the simulator's may differ by a bit.
+    return max(makespan_us / self.us - 1, 0.0) if self.us > 0 else 0.0
 
 
 def lower_bound(graph: OpGraph, cluster: Cluster) -> LowerBound:

@@ -13,11 +13,11 @@ from baechi_tf.cli.output_path import check_output
 from baechi_tf.cli.progress import Progress
 from baechi_tf.placement import InfeasiblePlacementError
 from baechi_tf.placement import read_placement
-from baechi_tf.planner import overflow
 from baechi_tf.reports.directory import is_report
 from baechi_tf.reports.directory import write_files
 from baechi_tf.reports.summary import summarize
 from baechi_tf.reports.text import report
+from baechi_tf.simulator import overflow
 from baechi_tf.simulator import simulate
 
 _DESCRIPTION = """\
