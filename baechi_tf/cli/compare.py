@@ -7,10 +7,10 @@ from baechi_tf.cli import model_input
 from baechi_tf.cli.help import add_json
 from baechi_tf.cli.help import add_subparser
 from baechi_tf.cli.place import add_planner_arguments
+from baechi_tf.cli.place import plan_and_summarize
 from baechi_tf.cli.progress import Progress
-from baechi_tf.planner import plan
+from baechi_tf.planner import BEST
 from baechi_tf.reports.quantities import duration
-from baechi_tf.reports.summary import summarize
 from baechi_tf.reports.text import candidates
 
 _DESCRIPTION = """\
@@ -49,24 +49,7 @@ def run(args: argparse.Namespace) -> None:
   cluster = model_input.read_devices(args)
   with Progress() as progress:
     model = model_input.read_model(args, cluster, progress)
-    planned = plan(
-      model.graph,
-      cluster,
-      coplacement=args.coplacement,
-      fusion=args.fusion,
-      progress=progress,
-    )
-    summary = summarize(
-      model.graph,
-      cluster,
-      planned.simulation,
-      planned.bound,
-      model=args.model,
-      chosen=planned.chosen,
-      candidates=planned.candidates,
-      coverage=model.coverage,
-    )
-  summary["notes"] += [*model.notes, *planned.notes]
+    planned, summary = plan_and_summarize(args, model, cluster, BEST, progress)
   seconds = {
     x.placer: planned.timings_s[f"placing with {x.placer}"]
     for x in planned.candidates

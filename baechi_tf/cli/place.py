@@ -12,8 +12,10 @@ from baechi_tf.cli.help import add_json
 from baechi_tf.cli.help import add_subparser
 from baechi_tf.cli.output_path import check_output
 from baechi_tf.cli.progress import Progress
+from baechi_tf.cluster import Cluster
 from baechi_tf.placers import PLACERS
 from baechi_tf.planner import BEST
+from baechi_tf.planner import Plan
 from baechi_tf.planner import plan
 from baechi_tf.reports.directory import is_report
 from baechi_tf.reports.directory import write_files
@@ -97,6 +99,47 @@ def add_planner_arguments(parser: argparse.ArgumentParser) -> None:
   )
 
 
+def plan_and_summarize(
+  args: argparse.Namespace,
+  model: model_input.ModelInput,
+  cluster: Cluster,
+  placer: str,
+  progress: Progress,
+) -> tuple[Plan, Fields]:
+  """Returns the plan that the arguments ask for, and its figures.
+
+  Args:
+    args: with `model` and what `add_planner_arguments` adds.
+    model: the model and its costs.
+    cluster: the devices.
+    placer: its name, or "best".
+    progress: is told what is being done.
+
+  Raises:
+    InfeasiblePlacementError: no plan was found that fits the memory.
+  """
+  planned = plan(
+    model.graph,
+    cluster,
+    placer=placer,
+    coplacement=args.coplacement,
+    fusion=args.fusion,
+    progress=progress,
+  )
+  summary = summarize(
+    model.graph,
+    cluster,
+    planned.simulation,
+    planned.bound,
+    model=args.model,
+    chosen=planned.chosen,
+    candidates=planned.candidates,
+    coverage=model.coverage,
+  )
+  summary["notes"] += [*model.notes, *planned.notes]
+  return planned, summary
+
+
 def run(args: argparse.Namespace) -> None:
   """Runs the subcommand."""
   cluster = model_input.read_devices(args)
@@ -110,25 +153,10 @@ def run(args: argparse.Namespace) -> None:
   _check_outputs(args, emit)
   with Progress() as progress:
     model = model_input.read_model(args, cluster, progress)
-    planned = plan(
-      model.graph,
-      cluster,
-      placer=args.placer,
-      coplacement=args.coplacement,
-      fusion=args.fusion,
-      progress=progress,
+    planned, summary = plan_and_summarize(
+      args, model, cluster, args.placer, progress
     )
-    summary = summarize(
-      model.graph,
-      cluster,
-      planned.simulation,
-      planned.bound,
-      model=args.model,
-      chosen=planned.chosen,
-      candidates=planned.candidates,
-      coverage=model.coverage,
-    )
-    summary["notes"] += [*_memory_notes(args), *model.notes, *planned.notes]
+    summary["notes"] += _memory_notes(args)
     progress("writing")
     with _report_directory(args) as directory:
       if emit == _PLAN:
