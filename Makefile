@@ -24,7 +24,8 @@ demo: install $(DEMO)/inception/saved_model.pb
 	$(BIN)/baechi place $(DEMO)/inception $(DEMO)/placed --signature train \
 	  --cluster configs/clusters/2_cpus.toml --report $(DEMO)/report \
 	  --overwrite
-	$(BIN)/python -m tools.demo $(DEMO)/inception $(DEMO)/placed $(QUIETLY)
+	$(BIN)/python -m tools.check_placed $(DEMO)/inception $(DEMO)/placed \
+	  --placement $(DEMO)/report/placement.json $(QUIETLY)
 
 $(DEMO)/inception/saved_model.pb: tools/export_models.py \
     tools/training_step.py tools/benchmark_models.py | install
