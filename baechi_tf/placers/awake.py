@@ -3,10 +3,7 @@
 Hanen and Munier's "small communication times" (SCT), which m-SCT adds to m-ETF.
 """
 
-import numpy as np
-
 from baechi_tf.compiled import compiled_inner
-from baechi_tf.placers.bookings import fits
 from baechi_tf.placers.bookings import inputs_there
 from baechi_tf.placers.bookings import may_run
 from baechi_tf.placers.bookings import NEVER
@@ -15,45 +12,18 @@ from baechi_tf.simulator import transfer_start
 
 
 @compiled_inner
-def _urgent_at(p, s, op, k):
-  """When `k` could start the op, and its inputs could be on every device."""
-  latest = s.device_free[k]
-  for other in range(len(p.memory)):
-    if may_run(p, s, op, other):
-      latest = max(latest, inputs_there(p, s, op, other))
-  return latest
+def inputs_anywhere(p, s, op):
+  """When the inputs of a ready op could be on any device that may run it.
 
-
-@compiled_inner
-def first_urgent(p, s, q, ready, child, k, best):
-  """The earliest start on `k` of its favourite child or of an urgent op.
-
-  An op is urgent once its inputs could be on every device that may run it:
-  nothing is gained by waiting for a better one. Whether those devices are busy
-  does not matter; if it did, a single busy one would keep all awake devices
-  idle. Starts later than `best` are of no interest. The third value says
-  whether some op was left out for want of memory.
+  From then on the op is urgent: nothing is gained by waiting for a better one.
+  Whether those devices are busy does not matter; if it did, a single busy one
+  would keep all awake devices idle.
   """
-  found, found_rank, short = NEVER, np.int64(NONE), False
-  if s.is_ready[child]:
-    start = max(s.device_free[k], inputs_there(p, s, child, k))
-    if fits(p, s, q, child, k, start):
-      found, found_rank = start, p.rank[child]
-    else:
-      short = True
-  now = s.device_free[k]  # nothing starts earlier
-  for r in ready:
-    if now > min(best, found) or (now == found and r > found_rank):
-      break
-    op = p.order[r]
-    if op != child and may_run(p, s, op, k):
-      start = _urgent_at(p, s, op, k)
-      if start < found or (start == found and r < found_rank):
-        if fits(p, s, q, op, k, start):
-          found, found_rank = start, r
-        else:
-          short = True
-  return found, found_rank, short
+  latest = 0.0
+  for k in range(len(p.memory)):
+    if may_run(p, s, op, k):
+      latest = max(latest, inputs_there(p, s, op, k))
+  return latest
 
 
 @compiled_inner
@@ -65,7 +35,7 @@ def awaits(p, s, op, k):
   from the moment the parent ends; the original Baechi only once the child is
   ready.
   """
-  child = p.favorite_child[op]
+  child = NONE if op == NONE else p.favorite_child[op]
   if child == NONE or not may_run(p, s, child, k):
     return False
   group = p.group[child]

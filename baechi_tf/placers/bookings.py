@@ -20,6 +20,10 @@ from baechi_tf.simulator import transfer_start
 
 NONE = -1
 NEVER = np.inf
+# Kinds of queues: ops that may run on other devices too, ops whose group is on
+# the device, and ops by when they are urgent. A free device takes of the first
+# two, an awake device of the last two.
+OPEN, PINNED, URGENT = range(3)
 
 
 class Problem(NamedTuple):
@@ -44,7 +48,7 @@ class Problem(NamedTuple):
   group_members: np.ndarray
   group_persistent: np.ndarray
   group_working: np.ndarray
-  favorite_child: np.ndarray
+  favorite_child: np.ndarray  # [n], or empty: no device is ever awake
   memory: np.ndarray
   latency_us: np.ndarray
   us_per_byte: np.ndarray
@@ -74,9 +78,7 @@ class State(NamedTuple):
 class Queues(NamedTuple):
   """Heaps of what is to come.
 
-  Queue `k` holds candidates of device `k` that may go elsewhere too, queue
-  `num_devices + k` those whose group is on `k`: an awake device takes only the
-  latter at once.
+  Device `k` has a queue of each kind, number `kind * num_devices + k`.
   """
 
   arriving: list  # (when the inputs are there, rank)
@@ -86,9 +88,9 @@ class Queues(NamedTuple):
 
 
 def new_problem(
-  graph: OpGraph, cluster: Cluster, favorite_child: np.ndarray
+  graph: OpGraph, cluster: Cluster, favorite_child: np.ndarray | None
 ) -> Problem:
-  """Returns the problem; `favorite_child` is int64 `[n]`, `NONE` for no child.
+  """Returns the problem; `favorite_child` as for `list_scheduling.schedule`.
 
   Raises:
     ValueError: the graph has no times for a device's type.
@@ -123,7 +125,9 @@ def new_problem(
     group_members=members,
     group_persistent=group_persistent,
     group_working=group_working,
-    favorite_child=np.asarray(favorite_child, np.int64),
+    favorite_child=np.array(
+      () if favorite_child is None else favorite_child, np.int64
+    ),
     memory=cluster.memory_bytes,
     latency_us=cluster.latency_us,
     us_per_byte=cluster.us_per_byte,
@@ -159,7 +163,7 @@ def new_state(p: Problem) -> State:
 @compiled_inner
 def new_queues(num_devices):
   """Empty queues, which compiled code has to make itself."""
-  queues = range(2 * num_devices)
+  queues = range(3 * num_devices)
   none = range(0)  # gives an empty list its type
   return Queues(
     [[(0.0, np.int64(0)) for _ in none] for _ in queues],
@@ -272,7 +276,11 @@ def sort_inputs(p, s, op):
 
 @compiled_inner
 def place_op(p, s, q, op, k, begin):
-  """Places the op: books its transfers, its time and its memory."""
+  """Places the op: books its transfers, its time and its memory.
+
+  Returns the tensors that are sent to `k` for its sake.
+  """
+  sent = [0 for _ in range(0)]
   group = p.group[op]
   if s.group_device[group] == NONE:
     s.group_device[group] = k
@@ -292,6 +300,7 @@ def place_op(p, s, q, op, k, begin):
         p, tensor, home, k, s.finish[source], s.send_free, s.receive_free
       )
       s.live[k] += p.tensor_bytes[tensor]
+      sent.append(tensor)
     s.last_use[tensor, k] = max(s.last_use[tensor, k], end)
     s.unplaced_consumers[tensor] -= 1
     if s.unplaced_consumers[tensor] == 0:
@@ -299,6 +308,7 @@ def place_op(p, s, q, op, k, begin):
   for tensor in range(p.tensor_offsets[op], p.tensor_offsets[op + 1]):
     if s.unplaced_consumers[tensor] == 0:
       heapq.heappush(q.releases[k], (end, p.tensor_held_bytes[tensor]))
+  return sent
 
 
 @compiled_inner
@@ -320,7 +330,7 @@ def free_memory(s, q, k, now):
   s.device_free[k] = max(s.device_free[k], now)
   while len(q.releases[k]) > 0 and q.releases[k][0][0] <= now:
     s.live[k] -= heapq.heappop(q.releases[k])[1]
-  for queue in (k, len(s.live) + k):
+  for queue in range(k, len(q.blocked), len(s.live)):
     for r in q.blocked[queue]:
       heapq.heappush(q.waiting[queue], r)
     q.blocked[queue].clear()

@@ -26,7 +26,7 @@ from baechi_tf.placement import infeasible_message
 from baechi_tf.placement import InfeasiblePlacementError
 from baechi_tf.placement import Placement
 from baechi_tf.placers.awake import awaits
-from baechi_tf.placers.awake import first_urgent
+from baechi_tf.placers.awake import inputs_anywhere
 from baechi_tf.placers.bookings import fits
 from baechi_tf.placers.bookings import free_memory
 from baechi_tf.placers.bookings import inputs_there
@@ -37,8 +37,11 @@ from baechi_tf.placers.bookings import new_problem
 from baechi_tf.placers.bookings import new_queues
 from baechi_tf.placers.bookings import new_state
 from baechi_tf.placers.bookings import NONE
+from baechi_tf.placers.bookings import OPEN
+from baechi_tf.placers.bookings import PINNED
 from baechi_tf.placers.bookings import place_op
 from baechi_tf.placers.bookings import sort_inputs
+from baechi_tf.placers.bookings import URGENT
 
 
 def schedule(
@@ -60,8 +63,6 @@ def schedule(
       what it needs and what each device has left.
     ValueError: the graph has no times for a device's type.
   """
-  if favorite_child is None:
-    favorite_child = np.full(graph.num_ops, NONE, np.int64)
   problem = new_problem(graph, cluster, favorite_child)
   state = new_state(problem)
   if graph.num_ops and not _schedule(problem, state):
@@ -85,14 +86,25 @@ def _enter(p, s, q, op, k):
   """Makes a ready op a candidate of device `k`, if it may run there."""
   if may_run(p, s, op, k):
     pinned = s.group_device[p.group[op]] == k
-    queue = k + len(p.memory) * pinned
+    queue = k + len(p.memory) * (PINNED if pinned else OPEN)
     heapq.heappush(q.arriving[queue], (inputs_there(p, s, op, k), p.rank[op]))
 
 
 @compiled_inner
-def _earliest_in(p, s, q, queue):
+def _enter_urgent(p, s, q, op):
+  """Makes a ready op a candidate of every device that should be awake."""
+  if len(p.favorite_child) > 0:
+    urgent_at = inputs_anywhere(p, s, op)
+    for k in range(len(p.memory)):
+      if may_run(p, s, op, k):
+        queue = k + len(p.memory) * URGENT
+        heapq.heappush(q.arriving[queue], (urgent_at, p.rank[op]))
+
+
+@compiled_inner
+def _earliest_in(p, s, q, kind, k):
   """The earliest start of a candidate in a queue, and its rank."""
-  k = queue % len(p.memory)
+  queue = kind * len(p.memory) + k
   arriving, waiting = q.arriving[queue], q.waiting[queue]
   while True:
     while len(arriving) > 0 and arriving[0][0] <= s.device_free[k]:
@@ -105,12 +117,14 @@ def _earliest_in(p, s, q, queue):
     else:
       return NEVER, np.int64(NONE)
     op = p.order[r]
-    if may_run(p, s, op, k):
-      start = max(s.device_free[k], inputs_there(p, s, op, k))
-      if start == key and fits(p, s, q, op, k, start):
-        return start, r
-    else:
+    if not may_run(p, s, op, k):
       start = NEVER  # placed meanwhile, here or elsewhere
+    elif kind == URGENT:
+      start = max(s.device_free[k], inputs_anywhere(p, s, op))
+    else:
+      start = max(s.device_free[k], inputs_there(p, s, op, k))
+    if start == key and fits(p, s, q, op, k, start):
+      return start, r
     if is_waiting:
       heapq.heappop(waiting)
     else:
@@ -122,91 +136,78 @@ def _earliest_in(p, s, q, queue):
 
 
 @compiled_inner
-def _earliest_on(p, s, q, ready, last_op, k, best):
+def _earliest_on(p, s, q, last_op, k):
   """What device `k` would do next: when, the op's rank, whether reluctantly.
 
-  An awake device takes an urgent op reluctantly: if another device can start
+  An awake device takes its favourite child as soon as that can start, another
+  op only once that is urgent, and then reluctantly: if another device can start
   it as early, that one shall. A rank of `NONE` says that memory is freed then,
   for ops that do not fit now.
   """
   num_devices = len(p.memory)
   if len(q.releases[k]) > 0 and q.releases[k][0][0] <= s.device_free[k]:
     free_memory(s, q, k, s.device_free[k])
-  start, r = _earliest_in(p, s, q, num_devices + k)
-  short = len(q.blocked[num_devices + k]) > 0
-  reluctant = False
-  child = NONE
-  if last_op[k] != NONE and awaits(p, s, last_op[k], k):
+  start, r = _earliest_in(p, s, q, PINNED, k)
+  short = len(q.blocked[PINNED * num_devices + k]) > 0
+  awake = len(p.favorite_child) > 0 and awaits(p, s, last_op[k], k)
+  if awake:
     child = p.favorite_child[last_op[k]]
-    other, other_rank, other_short = first_urgent(
-      p, s, q, ready, child, k, min(best, start)
-    )
-  else:
-    other, other_rank = _earliest_in(p, s, q, k)
-    other_short = len(q.blocked[k]) > 0
+    if s.is_ready[child]:
+      at = max(s.device_free[k], inputs_there(p, s, child, k))
+      if not fits(p, s, q, child, k, at):
+        short = True
+      elif at < start or (at == start and p.rank[child] < r):
+        start, r = at, p.rank[child]
+  kind = URGENT if awake else OPEN
+  other, other_rank = _earliest_in(p, s, q, kind, k)
+  short = short or len(q.blocked[kind * num_devices + k]) > 0
+  reluctant = False
   if other < start or (other == start and other_rank < r):
-    start, r = other, other_rank
-    reluctant = child != NONE and p.order[r] != child
-  if (short or other_short) and len(q.releases[k]) > 0:
-    if q.releases[k][0][0] <= start:
-      return q.releases[k][0][0], np.int64(NONE), False
+    start, r, reluctant = other, other_rank, awake
+  if short and len(q.releases[k]) > 0 and q.releases[k][0][0] <= start:
+    return q.releases[k][0][0], np.int64(NONE), False
   return start, r, reluctant
 
 
 @compiled_inner
-def _earliest(p, s, q, ready, last_op):
+def _earliest(p, s, q, last_op):
   """The next op of the whole cluster: when, its rank, and its device."""
   # Nothing starts on a device before it is free: the first to be free may
   # spare us a look at the rest.
   k = np.argmin(s.device_free)
-  start, r, reluctant = _earliest_on(p, s, q, ready, last_op, k, NEVER)
+  start, r, reluctant = _earliest_on(p, s, q, last_op, k)
   for d in range(len(last_op)):
     if d != k and s.device_free[d] <= start:
-      at, rank, also = _earliest_on(p, s, q, ready, last_op, d, start)
+      at, rank, also = _earliest_on(p, s, q, last_op, d)
       if at < start or (at == start and (rank, also, d) < (r, reluctant, k)):
         start, r, reluctant, k = at, rank, also, d
   return start, r, k
 
 
 @compiled_inner
-def _enter_again(p, s, q, op, k, new_group):
+def _enter_again(p, s, q, op, k, new_group, sent):
   """Renews candidates that may start earlier, or fit, now `op` is on `k`."""
   if new_group:  # its other ops need less now that the group has its place
     group = p.group[op]
     for i in range(p.group_offsets[group], p.group_offsets[group + 1]):
       if s.is_ready[p.group_members[i]]:
         _enter(p, s, q, p.group_members[i], k)
-  for i in range(p.input_offsets[op], p.input_offsets[op + 1]):
-    tensor = p.input_tensor[i]
-    if s.arrived[tensor, k] < NEVER:  # sent here: others may want it too
-      first, last = p.consumer_offsets[tensor], p.consumer_offsets[tensor + 1]
-      for edge in range(first, last):
-        if s.is_ready[p.edge_op[edge]]:
-          _enter(p, s, q, p.edge_op[edge], k)
+  for tensor in sent:  # others may want it here too
+    first, last = p.consumer_offsets[tensor], p.consumer_offsets[tensor + 1]
+    for edge in range(first, last):
+      if s.is_ready[p.edge_op[edge]]:
+        _enter(p, s, q, p.edge_op[edge], k)
+        _enter_urgent(p, s, q, p.edge_op[edge])
 
 
 @compiled_inner
-def _position(ready, r):
-  """Where rank `r` is, or belongs, in a sorted list."""
-  low, high = 0, len(ready)
-  while low < high:
-    middle = (low + high) // 2
-    if ready[middle] < r:
-      low = middle + 1
-    else:
-      high = middle
-  return low
-
-
-@compiled_inner
-def _make_ready(p, s, q, ready, keep_sorted, op):
+def _make_ready(p, s, q, op):
   """Notes that all parents of an op are placed: it is a candidate."""
   sort_inputs(p, s, op)
   s.is_ready[op] = True
-  if keep_sorted:
-    ready.insert(_position(ready, p.rank[op]), p.rank[op])
   for k in range(len(p.memory)):
     _enter(p, s, q, op, k)
+  _enter_urgent(p, s, q, op)
 
 
 @compiled
@@ -218,33 +219,28 @@ def _schedule(p, s):
   num_ops, num_devices = p.times.shape
   q = new_queues(num_devices)
   last_op = np.full(num_devices, NONE)
-  # Ranks of the ready ops in order, for awake devices alone.
-  use_favorites = np.any(p.favorite_child != NONE)
-  ready = [np.int64(0) for _ in range(0)]
   for op in p.order:
     if s.unplaced_parents[op] == 0:
-      _make_ready(p, s, q, ready, use_favorites, op)
+      _make_ready(p, s, q, op)
 
   for _ in range(num_ops):
-    start, r, k = _earliest(p, s, q, ready, last_op)
+    start, r, k = _earliest(p, s, q, last_op)
     while r == NONE and start < NEVER:
       free_memory(s, q, k, start)
-      start, r, k = _earliest(p, s, q, ready, last_op)
+      start, r, k = _earliest(p, s, q, last_op)
     if r == NONE:
       return False
     op = p.order[r]
     new_group = s.group_device[p.group[op]] == NONE
-    place_op(p, s, q, op, k, start)
+    sent = place_op(p, s, q, op, k, start)
     s.is_ready[op] = False
     last_op[k] = op
-    if use_favorites:
-      ready.pop(_position(ready, r))
-    _enter_again(p, s, q, op, k, new_group)
+    _enter_again(p, s, q, op, k, new_group, sent)
     first = p.consumer_offsets[p.tensor_offsets[op]]
     last = p.consumer_offsets[p.tensor_offsets[op + 1]]
     for edge in range(first, last):
       consumer = p.edge_op[edge]
       s.unplaced_parents[consumer] -= 1
       if s.unplaced_parents[consumer] == 0:
-        _make_ready(p, s, q, ready, use_favorites, consumer)
+        _make_ready(p, s, q, consumer)
   return True
