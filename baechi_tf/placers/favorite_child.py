@@ -15,9 +15,9 @@ from baechi_tf.compiled import compiled
 from baechi_tf.op_graph import OpGraph
 
 NONE = -1
-# HiGHS needs about 3 s for a program of this many ops and edges, and its time
-# grows faster than the square.
-LP_MAX_SIZE = 30_000
+# HiGHS needs up to 2 s for a program of this many ops and edges, up to 10 s for
+# twice as many.
+LP_MAX_SIZE = 20_000
 # An edge is a favourite when its relaxed x is below this (Jeon et al.).
 ROUNDING_THRESHOLD = 0.1
 # Weight of the second objective. The program is massively degenerate: without
