@@ -33,6 +33,10 @@ from baechi_tf.simulator import simulate
 from baechi_tf.simulator import Simulation
 
 BEST = "best"
+# What a placer was given: co-placed ops as one group, the same but no group
+# larger than a part of the smallest device, or only the graph's own groups.
+COPLACED, CAPPED, APART = "yes", "capped", "no"
+_CAP = 0.25
 # A placer sees a schedule that the simulator refines, so a plan that fills a
 # device to the brim can overflow. Then it plans again with less to fill.
 _MEMORY_FRACTIONS = (1.0, 0.95, 0.9, 0.8, 0.7, 0.55)
@@ -44,13 +48,13 @@ class Candidate:
 
   Attributes:
     placer: its name.
-    coplacement: whether co-placed ops were one group.
+    coplacement: `COPLACED`, `CAPPED` or `APART`.
     simulation: of its plan on the fine graph; None when it found none.
     error: why it found none.
   """
 
   placer: str
-  coplacement: bool
+  coplacement: str
   simulation: Simulation | None
   error: str = ""
 
@@ -78,7 +82,7 @@ class Plan:
   chosen: Candidate
   bound: LowerBound
   candidates: tuple[Candidate, ...]
-  num_coarse_ops: dict[bool, int]
+  num_coarse_ops: dict[str, int]
   notes: tuple[str, ...]
   timings_s: dict[str, float]
 
@@ -108,7 +112,9 @@ def plan(
     graph: the fine graph; its groups are hard constraints.
     cluster: devices, whose memory is a limit, and links.
     placer: a name in `PLACERS`, or "best".
-    coplacement: try co-placed groups; `best` also tries without.
+    coplacement: try co-placed groups. `best` tries without too, a named placer
+      if it finds no plan with them; where memory is short, both try smaller
+      groups before.
     fusion: contract edges inside groups before placing.
     progress: called with a line before each stage.
 
@@ -128,9 +134,11 @@ def plan(
   candidates = []
   num_coarse_ops = {}
   notes = []
-  for together in (True, False) if coplacement else (False,):
+  for together in (COPLACED, CAPPED, APART) if coplacement else (APART,):
+    if together == CAPPED and all(x.simulation for x in candidates):
+      continue  # there is memory enough for groups of any size
     with clock.stage("coarsening"):
-      coarse = _coarsen(graph, together, fusion)
+      coarse = _coarsen(graph, cluster, together, fusion)
     num_coarse_ops[together] = coarse.graph.num_ops
     if placer in (BEST, "m_sct") and not uses_lp(coarse.graph):
       notes.append(_greedy_note(coarse.graph, together))
@@ -161,16 +169,23 @@ def plan(
   )
 
 
-def _greedy_note(graph: OpGraph, coplacement: bool) -> str:
+def _greedy_note(graph: OpGraph, coplacement: str) -> str:
   return (
-    f"m_sct {'with' if coplacement else 'without'} co-placement:"
-    f" {graph.num_ops:,} fused ops and {len(graph.edge_op):,} edges are too"
-    " many for the linear program; favourite children are a greedy matching's"
+    f"m_sct (co-placed: {coplacement}): {graph.num_ops:,} fused ops and"
+    f" {len(graph.edge_op):,} edges are too many for the linear program;"
+    " favourite children are a greedy matching's"
   )
 
 
-def _coarsen(graph: OpGraph, coplacement: bool, fusion: bool) -> Fused:
-  group = coplacement_groups(graph) if coplacement else graph.group
+def _coarsen(
+  graph: OpGraph, cluster: Cluster, coplacement: str, fusion: bool
+) -> Fused:
+  if coplacement == APART:
+    group = graph.group
+  elif coplacement == CAPPED:
+    group = coplacement_groups(graph, int(cluster.memory_bytes.min() * _CAP))
+  else:
+    group = coplacement_groups(graph)
   if fusion:
     return fuse(graph, group)
   return Fused(

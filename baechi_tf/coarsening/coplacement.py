@@ -11,7 +11,8 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from baechi_tf.coarsening.colocation import merge_groups
+from baechi_tf.compiled import compiled
+from baechi_tf.op_graph import dense_groups
 from baechi_tf.op_graph import OpGraph
 
 _TAPE = "gradient_tape/"  # tf.GradientTape
@@ -20,14 +21,53 @@ _GRADIENTS = "gradients/"  # tf.compat.v1.gradients
 _MAX_LAYER_OPS = 64
 
 
-def coplacement_groups(graph: OpGraph) -> np.ndarray:
-  """Returns int64 `[n]`: the graph's groups with co-placed ops merged in."""
-  first_of_group = np.unique(graph.group, return_index=True)[1]
-  in_group = np.stack(
-    [np.arange(graph.num_ops), first_of_group[graph.group]], axis=1
+def coplacement_groups(
+  graph: OpGraph, max_group_bytes: int | None = None
+) -> np.ndarray:
+  """Returns int64 `[n]`: the graph's groups with co-placed ops merged in.
+
+  Args:
+    graph: the ops.
+    max_group_bytes: no two groups are merged if all memory of their ops, were
+      it held at once, would exceed this; None for no limit. Single consumers
+      are merged before gradients, each in topological order.
+  """
+  if max_group_bytes is None:
+    max_group_bytes = np.iinfo(np.int64).max
+  group_bytes = np.zeros(graph.num_groups, np.int64)
+  op_bytes = (
+    graph.persistent_bytes + graph.temporary_bytes + graph.output_held_bytes
   )
-  pairs = [in_group, single_consumers(graph), gradient_pairs(graph)]
-  return merge_groups(graph.num_ops, np.concatenate(pairs))
+  np.add.at(group_bytes, graph.group, op_bytes)
+  pairs = np.concatenate([single_consumers(graph), gradient_pairs(graph)])
+  merged = _merge_within(graph.group[pairs], group_bytes, max_group_bytes)
+  return dense_groups(merged[graph.group], graph.num_ops)
+
+
+@compiled
+def _merge_within(pairs, group_bytes, max_group_bytes):
+  """Merges the groups of each pair in turn, if the sum stays within the limit.
+
+  Returns a label for each group (union-find with path halving).
+  """
+  parent = np.arange(len(group_bytes))
+  for i in range(len(pairs)):
+    a, b = pairs[i]
+    while parent[a] != a:
+      parent[a] = parent[parent[a]]
+      a = parent[a]
+    while parent[b] != b:
+      parent[b] = parent[parent[b]]
+      b = parent[b]
+    if a != b and group_bytes[a] + group_bytes[b] <= max_group_bytes:
+      parent[b] = a
+      group_bytes[a] += group_bytes[b]
+  for group in range(len(parent)):
+    root = group
+    while parent[root] != root:
+      root = parent[root]
+    parent[group] = root
+  return parent
 
 
 def single_consumers(graph: OpGraph) -> np.ndarray:

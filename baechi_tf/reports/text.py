@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 
+from baechi_tf.planner import APART
 from baechi_tf.reports.quantities import duration
 from baechi_tf.reports.quantities import percent
 from baechi_tf.reports.quantities import size
@@ -37,7 +38,7 @@ def candidates(summary: Fields, seconds: dict[str, float] | None = None) -> str:
     name = (x["placer"], x["coplacement"])
     row = [
       ("* " if name == chosen else "  ") + x["placer"],
-      "yes" if x["coplacement"] else "no",
+      x["coplacement"],
     ]
     if "error" in x:
       row += ["none", *["-"] * (len(devices) + 3)]
@@ -67,7 +68,7 @@ def _errors(summary: Fields) -> Sequence[str]:
 def _headline(summary: Fields) -> str:
   devices = len(summary["devices"])
   placed = f"placed by {summary['placer']}" if summary["placer"] else "as given"
-  if summary["coplacement"]:
+  if summary["coplacement"] not in (None, APART):
     placed += ", co-placed ops kept together"
   return (
     f"{summary['model']}: {summary['num_ops']:,} ops in"

@@ -137,7 +137,7 @@ def test_placer_is_the_one_asked_for(capsys):
   fields = json.loads(capsys.readouterr().out)
   assert fields["placer"] == "single_device"
   assert fields["makespan_us"] == 30
-  assert [x["coplacement"] for x in fields["candidates"]] == [False]
+  assert [x["coplacement"] for x in fields["candidates"]] == ["no"]
 
 
 def test_memory_fraction_limits_the_plan(capsys):

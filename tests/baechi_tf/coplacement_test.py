@@ -153,3 +153,27 @@ def test_gradient_pairs_takes_no_whole_model_for_a_layer():
   ops = [Op(f"model/op{i}") for i in range(100)]
   graph = make_graph([*ops, Op("gradient_tape/model/Sum")])
   assert len(gradient_pairs(graph)) == 0
+
+
+@pytest.mark.parametrize("seed", range(30))
+def test_coplacement_groups_keeps_merged_groups_within_the_limit(seed):
+  rng = np.random.default_rng(seed)
+  graph = contracts.random_graph(rng, 20, group_share=0.3)
+  op_bytes = (
+    graph.persistent_bytes + graph.temporary_bytes + graph.output_held_bytes
+  )
+  limit = int(rng.integers(0, op_bytes.sum() + 1))
+  group = coplacement_groups(graph, limit)
+  free = coplacement_groups(graph)
+  for label in set(group.tolist()):
+    members = np.flatnonzero(group == label)
+    merged = len(set(graph.group[members].tolist())) > 1
+    assert op_bytes[members].sum() <= limit or not merged
+    assert len(set(free[members].tolist())) == 1  # a part of a group as before
+
+
+def test_coplacement_groups_merges_in_topological_order_while_it_can():
+  # Each op holds 4 bytes: two fit in 8, the third begins anew.
+  graph = contracts.chain(5, size=4)
+  assert graph.output_held_bytes.tolist() == [4] * 5
+  assert coplacement_groups(graph, 8).tolist() == [0, 0, 1, 1, 2]

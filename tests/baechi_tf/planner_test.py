@@ -23,22 +23,22 @@ def test_plan_best_tries_every_placer_with_and_without_coplacement():
   result = plan(contracts.chain(3, size=4), make_cluster(2))
   assert [(x.placer, x.coplacement) for x in result.candidates] == [
     (name, together)
-    for together in (True, False)
+    for together in ("yes", "no")
     for name in contracts.PLACER_NAMES
   ]
-  assert result.num_coarse_ops == {True: 1, False: 3}
+  assert result.num_coarse_ops == {"yes": 1, "no": 3}
   assert result.chosen in result.candidates
 
 
 def test_plan_without_coplacement_tries_the_hard_groups_alone():
   result = plan(contracts.chain(3, size=4), make_cluster(2), coplacement=False)
-  assert {x.coplacement for x in result.candidates} == {False}
-  assert result.num_coarse_ops == {False: 3}
+  assert {x.coplacement for x in result.candidates} == {"no"}
+  assert result.num_coarse_ops == {"no": 3}
 
 
 def test_plan_without_fusion_places_every_op():
   result = plan(contracts.chain(3, size=4), make_cluster(2), fusion=False)
-  assert result.num_coarse_ops == {True: 3, False: 3}
+  assert result.num_coarse_ops == {"yes": 3, "no": 3}
 
 
 @pytest.mark.parametrize("coplacement", [True, False])
@@ -59,7 +59,8 @@ def test_plan_named_placer_takes_coplaced_groups_apart_when_they_do_not_fit():
     [("a", 0, "b")],
   )
   result = plan(graph, make_cluster(2, memory=12), placer="m_etf")
-  assert not result.chosen.coplacement
+  assert [x.coplacement for x in result.candidates] == ["yes", "capped"]
+  assert result.chosen.coplacement == "capped"
   assert sorted(result.placement.device.tolist()) == [0, 1]
   first, second = result.candidates
   assert first.simulation is None and "'a'" in first.error
@@ -67,11 +68,24 @@ def test_plan_named_placer_takes_coplaced_groups_apart_when_they_do_not_fit():
   assert second.error == ""
 
 
+def test_plan_best_caps_groups_only_where_memory_is_short():
+  # Four ops of 10 bytes in one chain: one group of 40 to place, or four.
+  names = "abcd"
+  graph = make_graph(
+    [Op(x, 1.0, (1,), persistent=9) for x in names],
+    [(x, 0, y) for x, y in zip(names, names[1:], strict=False)],
+  )
+  ample = plan(graph, make_cluster(2, memory=100))
+  assert list(ample.num_coarse_ops) == ["yes", "no"]
+  short = plan(graph, make_cluster(2, memory=24))
+  assert short.num_coarse_ops == {"yes": 1, "capped": 4, "no": 4}
+
+
 def test_plan_prefers_the_earlier_of_equal_candidates():
   result = plan(contracts.chain(3, size=4), make_cluster(2))
   assert (result.chosen.placer, result.chosen.coplacement) == (
     "single_device",
-    True,
+    "yes",
   )
 
 
