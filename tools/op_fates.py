@@ -96,17 +96,17 @@ class Account:
 
   Attributes:
     fates: one per planned op.
-    optimized: whether the graph optimizer was on. If so the plan can only be
+    rewritten: whether TensorFlow rewrote the graph. If so the plan can only be
       judged by the ops that survive; if not, by every op.
   """
 
   fates: Sequence[OpFate]
-  optimized: bool
+  rewritten: bool
 
   @property
   def judged(self) -> list[OpFate]:
     """The ops that must be on their devices."""
-    return [x for x in self.fates if x.survives or not self.optimized]
+    return [x for x in self.fates if x.survives or not self.rewritten]
 
   @property
   def exceptions(self) -> list[OpFate]:
@@ -134,7 +134,7 @@ def account(
   device_of: Mapping[str, str],
   executed: Executed,
   *,
-  optimized: bool,
+  rewritten: bool,
 ) -> Account:
   """Returns what became of every planned op.
 
@@ -143,7 +143,7 @@ def account(
     graph_def: of the SavedModel that it was read from, functions and all.
     device_of: the plan.
     executed: where the ops of the placed model ran.
-    optimized: whether the graph optimizer was on.
+    rewritten: whether TensorFlow rewrote the graph.
 
   Raises:
     ValueError: the plan is not one of this step.
@@ -173,7 +173,7 @@ def account(
     else:
       fate, found = FOLDED if name in constant else REMOVED, ()
     fates[name] = OpFate(name, op_type, fate, device_of[name], found, became)
-  return Account(_with_fused(fates, nodes), optimized)
+  return Account(_with_fused(fates, nodes), rewritten)
 
 
 def _devices_within(scope: str, executed: Executed) -> tuple[str, ...]:

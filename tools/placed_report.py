@@ -26,8 +26,8 @@ def describe(
     difference: between the two.
     found: what became of the planned ops.
   """
-  optimizer = "on" if found.optimized else "off"
-  yield f"== TensorFlow's graph optimizer {optimizer} ==\n"
+  how = "as TensorFlow rewrites it" if found.rewritten else "as it is written"
+  yield f"== {how} ==\n"
   yield _outputs(model, placed)
   yield _devices(placed)
   yield _fates(found)
@@ -35,7 +35,7 @@ def describe(
   allowed = (
     f"{step_run.RELATIVE_TOLERANCE:g} of a number +"
     f" {step_run.ABSOLUTE_TOLERANCE:g}"
-    if found.optimized
+    if found.rewritten
     else "none, bit for bit"
   )
   yield (
@@ -99,7 +99,7 @@ def _fates(found: Account) -> str:
 
 
 def _exceptions(found: Account) -> Iterator[str]:
-  judged = "surviving" if found.optimized else "planned"
+  judged = "surviving" if found.rewritten else "planned"
   yield (
     f"{len(found.judged) - len(found.exceptions):,} of"
     f" {len(found.judged):,} {judged} ops are on their planned device:"

@@ -13,19 +13,20 @@ from collections.abc import Sequence
 import numpy as np
 import tensorflow as tf
 
-# Checked with TensorFlow 2.21: the graphs that a function ran as.
+# Checked with TensorFlow 2.21: its own flags, and the graphs that a function
+# ran as.
+from tensorflow.core.config import flags as config
 from tensorflow.python.eager import context
 
 _TRANSPORT = frozenset(
   {"_Arg", "_HostRecv", "_HostSend", "_Recv", "_Retval", "_Send"}
 )
 
-# Float32 has seven digits. With its graph optimizer on, TensorFlow fuses other
-# ops where neighbours are on different devices, and a fused kernel adds up in
-# another order; the steps then carry the difference on. Where a gradient is
-# nothing but rounding, Adam still makes a visible part of a step of it, hence
-# the absolute tolerance: a hundredth of what Adam moves a number in one step
-# at a learning rate of 0.001.
+# Float32 has seven digits. Where neighbours are on different devices,
+# TensorFlow fuses other ops, and a fused kernel adds up in another order; the
+# steps then carry the difference on. Where a gradient is nothing but rounding,
+# Adam still makes a visible part of a step of it, hence the absolute tolerance:
+# a hundredth of what Adam moves a number in a step at a learning rate of 0.001.
 RELATIVE_TOLERANCE = 1e-4
 ABSOLUTE_TOLERANCE = 1e-5
 
@@ -103,11 +104,16 @@ def make_cpus(count: int) -> None:
   tf.config.set_logical_device_configuration(cpu, logical)
 
 
-def set_optimizer(is_on: bool) -> None:
-  """Has functions that are loaded from now on optimized, or run as written."""
+def set_rewriting(is_on: bool) -> None:
+  """Has functions that are loaded from now on rewritten, or run as they are.
+
+  TensorFlow's graph optimizer removes, folds and fuses ops; another pass copies
+  small constants to the CPUs of their users.
+  """
   tf.config.optimizer.set_experimental_options(
     {"disable_meta_optimizer": not is_on}
   )
+  config.config().enable_aggressive_constant_replication.reset(is_on)
 
 
 def example_batch(function, seed: int) -> dict[str, tf.Tensor]:
@@ -187,8 +193,8 @@ def compare(run: Run, placed: Run, *, exactly: bool = False) -> Difference:
   Args:
     run: of the model.
     placed: of the same model, placed.
-    exactly: allow no difference at all. Without the graph optimizer both run
-      the same kernels on the same numbers, wherever these are.
+    exactly: allow no difference at all. As they are written, both run the same
+      kernels on the same numbers, wherever these are.
 
   Raises:
     ValueError: the two models' variables are not the same to begin with.

@@ -12,8 +12,8 @@ from tests.tensorflow_setup import DEVICES
 from tests.tensorflow_setup import run_script
 from tools import op_fates
 from tools import step_run
-from tools.check_placed import PlacedModel
-from tools.check_placed import run_model
+from tools.placed_model import PlacedModel
+from tools.placed_model import run_model
 
 SAVERS = {
   "train": models.save_mlp,
@@ -27,9 +27,9 @@ RUN = (
 
 
 @pytest.fixture(autouse=True)
-def optimizer_is_on_afterwards():
+def rewriting_is_on_afterwards():
   yield
-  step_run.set_optimizer(True)
+  step_run.set_rewriting(True)
 
 
 def place(directory, kind="train", devices=DEVICES[:2]):
@@ -46,21 +46,21 @@ def place(directory, kind="train", devices=DEVICES[:2]):
   return source, target, signature
 
 
-def run_both(source, target, signature, *, optimized=False):
-  model = run_model(source, signature, 3, optimized=optimized)
-  return PlacedModel(target, signature).check(model, optimized=optimized)
+def run_both(source, target, signature, *, rewritten=False):
+  model = run_model(source, signature, 3, rewritten=rewritten)
+  return PlacedModel(target, signature).check(model, rewritten=rewritten)
 
 
-@pytest.mark.parametrize("optimized", [True, False])
+@pytest.mark.parametrize("rewritten", [True, False])
 @pytest.mark.parametrize("kind", SAVERS)
-def test_placed_model_passes(kind, optimized, tmp_path):
-  check = run_both(*place(tmp_path, kind), optimized=optimized)
+def test_placed_model_passes(kind, rewritten, tmp_path):
+  check = run_both(*place(tmp_path, kind), rewritten=rewritten)
   assert check.passes
   explained = {op_fates.INPUT, op_fates.BOUNDARY}
   assert {x.fate for x in check.account.exceptions} <= explained
 
 
-def test_every_op_is_found_without_the_optimizer(tmp_path):
+def test_every_op_is_found_if_nothing_is_rewritten(tmp_path):
   found = run_both(*place(tmp_path)).account
   nowhere = [x for x in found.fates if not x.found]
   assert {x.fate for x in nowhere} == {op_fates.BOUNDARY}
@@ -70,7 +70,7 @@ def test_every_op_is_found_without_the_optimizer(tmp_path):
 
 
 def test_folded_and_removed_ops_are_not_judged(tmp_path):
-  found = run_both(*place(tmp_path), optimized=True).account
+  found = run_both(*place(tmp_path), rewritten=True).account
   assert found.count(op_fates.FOLDED) > 0
   assert found.count(op_fates.REMOVED) > 0
   assert all(x.survives and x.found for x in found.judged)
@@ -85,8 +85,8 @@ def test_op_elsewhere_is_not_explained(op_type, tmp_path):
     if x.name in placed.device_of
   )  # fmt: skip
   placed.device_of = {**placed.device_of, name: DEVICES[3]}
-  model = run_model(source, signature, 1, optimized=False)
-  check = placed.check(model, optimized=False)
+  model = run_model(source, signature, 1, rewritten=False)
+  check = placed.check(model, rewritten=False)
   assert [x.name for x in check.account.unexplained] == [name]
   assert not check.passes
 
@@ -96,8 +96,8 @@ def test_loop_elsewhere_is_not_explained(tmp_path):
   placed = PlacedModel(target, signature)
   (name,) = (x.name for x in placed.item.graph_def.node if x.op == "While")
   placed.device_of = {**placed.device_of, name: DEVICES[3]}
-  model = run_model(source, signature, 1, optimized=True)
-  check = placed.check(model, optimized=True)
+  model = run_model(source, signature, 1, rewritten=True)
+  check = placed.check(model, rewritten=True)
   assert [x.name for x in check.account.unexplained] == [name]
 
 
@@ -110,7 +110,7 @@ def test_one_device_does_not_pass(tmp_path):
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
   path = models.save_mlp(tmp_path_factory.mktemp("run") / "model")
-  return run_model(path, "train", 2, optimized=False)
+  return run_model(path, "train", 2, rewritten=False)
 
 
 @pytest.mark.parametrize(
@@ -145,23 +145,23 @@ def test_compare_other_beginnings_is_rejected(run):
 def test_unknown_signature_is_rejected(tmp_path):
   path = models.save_mlp(tmp_path / "model")
   with pytest.raises(ValueError, match="'fly'; there are serving_default, tr"):
-    run_model(path, "fly", 1, optimized=True)
+    run_model(path, "fly", 1, rewritten=True)
 
 
 def test_plan_of_another_step_is_rejected(tmp_path):
   source, target, signature = place(tmp_path)
   placed = PlacedModel(target, signature)
   placed.device_of = {"nowhere": DEVICES[0]}
-  model = run_model(source, signature, 1, optimized=True)
+  model = run_model(source, signature, 1, rewritten=True)
   with pytest.raises(ValueError, match="not one of this step: see op"):
-    placed.check(model, optimized=True)
+    placed.check(model, rewritten=True)
 
 
 def test_tf1_model_is_rejected(tmp_path):
   source = models.save_v1(tmp_path / "model", use_resource=True)
-  model = run_model(source, "train", 1, optimized=True)
+  model = run_model(source, "train", 1, rewritten=True)
   with pytest.raises(ValueError, match="not one function, as a TF2 model"):
-    PlacedModel(source, "train").check(model, optimized=True)
+    PlacedModel(source, "train").check(model, rewritten=True)
 
 
 @pytest.mark.slow
@@ -169,8 +169,8 @@ def test_command_shows_both_ways_and_succeeds(tmp_path):
   source, target, _ = place(tmp_path)
   result = run_script(RUN, source, target)
   assert result.returncode == 0, result.stderr
-  assert "graph optimizer on ==" in result.stdout
-  assert "graph optimizer off ==" in result.stdout
+  assert "== as TensorFlow rewrites it ==" in result.stdout
+  assert "== as it is written ==" in result.stdout
   assert result.stdout.count("3 steps: outputs and variables agree") == 2
   assert "the steps changed 3 of 3 variables" in result.stdout
 
