@@ -12,7 +12,7 @@ from tools.op_fates import FATES
 from tools.step_run import Difference
 from tools.step_run import Run
 
-_SHOWN = 5  # op types of a fate, names of an exception
+_SHOWN = 3  # op types of a fate, names of an exception
 
 
 def describe(
@@ -93,8 +93,10 @@ def _fates(found: Account) -> str:
       for x in fates
     )
     most = [f"{count:,} {name}" for name, count in types.most_common(_SHOWN)]
-    there = sum(x.agrees for x in fates) if any(x.found for x in fates) else "-"
-    rows.append([name, f"{len(fates):,}", f"{there}", ", ".join(most)])
+    there = "-"
+    if any(x.found for x in fates):
+      there = f"{sum(x.agrees for x in fates):,}"
+    rows.append([name, f"{len(fates):,}", there, ", ".join(most)])
   return table(["planned op", "ops", "where planned"], rows)
 
 
