@@ -8,13 +8,15 @@ The machine code is cached, so only the first run compiles. Numba notices when
 the file of a compiled function changes, but not when another file's function
 that it calls does; so the cache is named after the sources of this package.
 It is kept below `NUMBA_CACHE_DIR` if that is set, else beside the sources, else
-in the user's cache.
+in the user's cache, else nowhere that lasts.
 """
 
+import contextlib
 import functools
 import hashlib
 import os
 import pathlib
+import tempfile
 from collections.abc import Callable
 
 import numba
@@ -29,16 +31,20 @@ def _cache_folder() -> str:
     code = path.read_bytes()
     if b"compiled import" in code:
       sources.update(code)
-  beside = _PACKAGE / "__pycache__"
+  return str(_root() / f"baechi_tf_{sources.hexdigest()[:16]}")
+
+
+def _root() -> pathlib.Path:
   if "NUMBA_CACHE_DIR" in os.environ:
-    root = pathlib.Path(os.environ["NUMBA_CACHE_DIR"])
-  elif os.access(beside if beside.exists() else _PACKAGE, os.W_OK):
-    root = beside
-  else:
-    root = pathlib.Path(
-      os.environ.get("XDG_CACHE_HOME", pathlib.Path.home() / ".cache")
-    )
-  return str(root / f"baechi_tf_{sources.hexdigest()[:16]}")
+    return pathlib.Path(os.environ["NUMBA_CACHE_DIR"])
+  home = os.environ.get("XDG_CACHE_HOME", os.path.expanduser("~/.cache"))
+  for root in (_PACKAGE / "__pycache__", pathlib.Path(home)):
+    with contextlib.suppress(OSError):
+      root.mkdir(parents=True, exist_ok=True)
+      if os.access(root, os.W_OK):
+        return root
+  # Nobody else can write there: what is cached is run.
+  return pathlib.Path(tempfile.mkdtemp(prefix="baechi_tf_"))
 
 
 # Whether there was no machine code when this process began.
