@@ -80,16 +80,13 @@ def check_memory(graph: OpGraph, cluster: Cluster) -> None:
       f" {int(graph.persistent_bytes[largest]):,} bytes. More or larger devices"
       " would help"
     )
-  working = graph.temporary_bytes + graph.output_held_bytes
-  needed = np.zeros(graph.num_groups, np.int64)
-  np.maximum.at(needed, graph.group, working)
-  np.add.at(needed, graph.group, graph.persistent_bytes)
+  needed = graph.group_persistent_bytes + graph.group_working_bytes
   if graph.num_ops == 0 or needed.max() <= memory.max():
     return
   group = graph.group[_first_largest(graph, needed[graph.group])]
   inside = graph.group == group
   op = _first_largest(
-    graph, np.where(inside, working + graph.persistent_bytes, -1)
+    graph, np.where(inside, graph.working_bytes + graph.persistent_bytes, -1)
   )
   raise InfeasiblePlacementError(
     infeasible_message(graph, cluster, op, int(needed[group]), memory)
@@ -140,13 +137,11 @@ def _serial_group(graph, times, heads, tails) -> LowerBound:
   """
   fastest = times.min(axis=1)
   num_groups = graph.num_groups
-  work = np.zeros((num_groups, times.shape[1]))
-  np.add.at(work, graph.group, times)
   before = np.full(num_groups, np.inf)
   after = np.full(num_groups, np.inf)
   np.minimum.at(before, graph.group, heads - fastest)
   np.minimum.at(after, graph.group, tails - fastest)
-  bounds = before + work.min(axis=1) + after
+  bounds = before + graph.sum_by_group(times).min(axis=1) + after
   group = graph.group[_first_largest(graph, bounds[graph.group])]
   members = graph.order[graph.group[graph.order] == group]
   return LowerBound(

@@ -79,13 +79,18 @@ def reachable_functions(names: Iterable[str], library: Mapping) -> set[str]:
   return found
 
 
+def definition_of(node: NodeDef, library: Mapping):
+  """Returns the OpDef of a node's op or function; None if there is none."""
+  if node.op in library:
+    return library[node.op].signature
+  return op_def_registry.get(node.op)
+
+
 def has_effects(node: NodeDef, library: Mapping) -> bool:
   """Whether it can be seen when the node runs, or that it does."""
   if node.op in _HANDLES:
     return False
-  if node.op in library:
-    return library[node.op].signature.is_stateful
-  definition = op_def_registry.get(node.op)
+  definition = definition_of(node, library)
   return definition is None or definition.is_stateful
 
 
@@ -111,10 +116,7 @@ def output_offsets(node: NodeDef, library: Mapping) -> tuple[dict, int]:
   Raises:
     ValueError: the op is not one of this TensorFlow's.
   """
-  if node.op in library:
-    definition = library[node.op].signature
-  else:
-    definition = op_def_registry.get(node.op)
+  definition = definition_of(node, library)
   if definition is None:
     raise ValueError(
       f"node {node.name!r}: this TensorFlow has no op {node.op!r}; a custom op"

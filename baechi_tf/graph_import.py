@@ -14,14 +14,12 @@ from collections.abc import Sequence
 import numpy as np
 import tensorflow as tf
 
-# Checked with TensorFlow 2.21: the registry of op definitions.
-from tensorflow.python.framework import op_def_registry
-
 from baechi_tf.coarsening.colocation import merge_groups
 from baechi_tf.costs.profile import OpCost
 from baechi_tf.costs.profile import Profile
 from baechi_tf.function_library import attr_value
 from baechi_tf.function_library import CONTROL
+from baechi_tf.function_library import definition_of
 from baechi_tf.function_library import functions_by_name
 from baechi_tf.function_library import parse_ref
 from baechi_tf.graph_item import GraphItem
@@ -104,10 +102,7 @@ class _Signatures:
     """Returns the op's definition."""
     definition = self.by_type.get(node.op)
     if definition is None:
-      if node.op in self.library:
-        definition = self.library[node.op].signature
-      else:
-        definition = op_def_registry.get(node.op)
+      definition = definition_of(node, self.library)
       self.by_type[node.op] = definition
     return definition
 

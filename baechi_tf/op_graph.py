@@ -285,6 +285,30 @@ class OpGraph:
     return _frozen(total)
 
   @functools.cached_property
+  def working_bytes(self) -> np.ndarray:
+    """Int64 `[n]`: what an op takes at its start, persistent bytes aside."""
+    return _frozen(self.temporary_bytes + self.output_held_bytes)
+
+  @functools.cached_property
+  def group_persistent_bytes(self) -> np.ndarray:
+    """Int64 `[num_groups]`: the persistent bytes of each group."""
+    return _frozen(self.sum_by_group(self.persistent_bytes))
+
+  @functools.cached_property
+  def group_working_bytes(self) -> np.ndarray:
+    """Int64 `[num_groups]`: the most that one op of each group works with."""
+    most = np.zeros(self.num_groups, np.int64)
+    np.maximum.at(most, self.group, self.working_bytes)
+    return _frozen(most)
+
+  @functools.cached_property
+  def group_memory_bytes(self) -> np.ndarray:
+    """Int64 `[num_groups]`: all of a group's memory, were it held at once."""
+    return _frozen(
+      self.sum_by_group(self.persistent_bytes + self.working_bytes)
+    )
+
+  @functools.cached_property
   def depth(self) -> np.ndarray:
     """Int64 `[n]`: edges on the longest path to each op."""
     return _frozen(
@@ -312,6 +336,12 @@ class OpGraph:
     rank = np.empty(self.num_ops, np.int64)
     rank[self.order] = np.arange(self.num_ops)
     return _frozen(rank)
+
+  def sum_by_group(self, values: np.ndarray) -> np.ndarray:
+    """Returns the sum of `values` `[n, ...]` over each group's ops."""
+    total = np.zeros((self.num_groups, *values.shape[1:]), values.dtype)
+    np.add.at(total, self.group, values)
+    return total
 
   def times_on(self, device_types: Sequence[str]) -> np.ndarray:
     """Returns float64 `[n, len(device_types)]`, each op's time on each type.

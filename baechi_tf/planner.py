@@ -123,10 +123,7 @@ def plan(
     ValueError: the placer is unknown, or the graph has no times for a device's
       type.
   """
-  if placer != BEST and placer not in PLACERS:
-    raise ValueError(
-      f"unknown placer {placer!r}; choose from {', '.join([BEST, *PLACERS])}"
-    )
+  check_placer(placer)
   clock = _Clock(progress)
   with clock.stage("bounds"):
     check_memory(graph, cluster)
@@ -167,6 +164,18 @@ def plan(
     notes=tuple(notes),
     timings_s=clock.seconds,
   )
+
+
+def check_placer(name: str) -> None:
+  """Checks that there is such a placer.
+
+  Raises:
+    ValueError: there is not; the message lists those that there are.
+  """
+  if name != BEST and name not in PLACERS:
+    raise ValueError(
+      f"unknown placer {name!r}; choose from {', '.join([BEST, *PLACERS])}"
+    )
 
 
 def _greedy_note(graph: OpGraph, coplacement: str) -> str:

@@ -34,13 +34,10 @@ def coplacement_groups(
   """
   if max_group_bytes is None:
     max_group_bytes = np.iinfo(np.int64).max
-  group_bytes = np.zeros(graph.num_groups, np.int64)
-  op_bytes = (
-    graph.persistent_bytes + graph.temporary_bytes + graph.output_held_bytes
-  )
-  np.add.at(group_bytes, graph.group, op_bytes)
   pairs = np.concatenate([single_consumers(graph), gradient_pairs(graph)])
-  merged = _merge_within(graph.group[pairs], group_bytes, max_group_bytes)
+  merged = _merge_within(
+    graph.group[pairs], graph.group_memory_bytes, max_group_bytes
+  )
   return dense_groups(merged[graph.group], graph.num_ops)
 
 
@@ -51,6 +48,7 @@ def _merge_within(pairs, group_bytes, max_group_bytes):
   Returns a label for each group (union-find with path halving).
   """
   parent = np.arange(len(group_bytes))
+  merged_bytes = group_bytes.copy()
   for i in range(len(pairs)):
     a, b = pairs[i]
     while parent[a] != a:
@@ -59,9 +57,9 @@ def _merge_within(pairs, group_bytes, max_group_bytes):
     while parent[b] != b:
       parent[b] = parent[parent[b]]
       b = parent[b]
-    if a != b and group_bytes[a] + group_bytes[b] <= max_group_bytes:
+    if a != b and merged_bytes[a] + merged_bytes[b] <= max_group_bytes:
       parent[b] = a
-      group_bytes[a] += group_bytes[b]
+      merged_bytes[a] += merged_bytes[b]
   for group in range(len(parent)):
     root = group
     while parent[root] != root:

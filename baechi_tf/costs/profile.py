@@ -8,7 +8,6 @@ type's name in `op.device.type`, nanoseconds in `compute_cost` and bytes in
 
 import dataclasses
 import os
-import tempfile
 from collections.abc import Mapping
 from collections.abc import Sequence
 
@@ -17,6 +16,7 @@ from google.protobuf.message import DecodeError
 # Checked with TensorFlow 2.21.
 from tensorflow.core.grappler.costs import op_performance_data_pb2
 
+from baechi_tf import atomic
 from baechi_tf.graph_item import GraphItem
 
 
@@ -74,22 +74,7 @@ def write_profile(path: str | os.PathLike, profile: Profile) -> None:
       entry.op_memory.output_memory.extend(cost.output_bytes)
       entry.op_memory.temp_memory = cost.temporary_bytes
       entry.op_memory.persistent_memory = cost.persistent_bytes
-  path = os.fspath(path)
-  sibling = tempfile.NamedTemporaryFile(
-    dir=os.path.dirname(path) or ".",
-    prefix=os.path.basename(path) + ".",
-    delete=False,
-  )
-  try:
-    with sibling as file:
-      file.write(performances.SerializeToString(deterministic=True))
-      file.flush()
-      os.fsync(file.fileno())
-    os.chmod(sibling.name, 0o644)
-    os.replace(sibling.name, path)
-  except BaseException:
-    os.unlink(sibling.name)
-    raise
+  atomic.write_bytes(path, [performances.SerializeToString(deterministic=True)])
 
 
 def read_profile(path: str | os.PathLike) -> dict[str, dict[str, OpCost]]:

@@ -8,7 +8,7 @@ from baechi_tf.placers.bookings import inputs_there
 from baechi_tf.placers.bookings import may_run
 from baechi_tf.placers.bookings import NEVER
 from baechi_tf.placers.bookings import NONE
-from baechi_tf.simulator import transfer_start
+from baechi_tf.placers.bookings import transfer_end
 
 
 @compiled_inner
@@ -70,12 +70,8 @@ def _earliest_child_start(p, s, op, k, now):
     elif s.arrived[tensor, k] < NEVER:
       end = s.arrived[tensor, k]
     else:
-      end = (
-        transfer_start(
-          p.channel, s.send_free, s.receive_free, home, k, s.finish[source]
-        )
-        + p.latency_us[home, k]
-        + p.tensor_bytes[tensor] * p.us_per_byte[home, k]
+      end = transfer_end(
+        p, tensor, home, k, s.finish[source], s.send_free, s.receive_free
       )
     latest = max(latest, end)
   return latest

@@ -95,22 +95,17 @@ def new_problem(
   Raises:
     ValueError: the graph has no times for a device's type.
   """
-  working = graph.temporary_bytes + graph.output_held_bytes
   by_op = np.lexsort(
     (graph.edge_tensor, graph.rank[graph.edge_source], graph.edge_op)
   )
   members = np.lexsort((graph.rank, graph.group))
-  group_persistent = np.zeros(graph.num_groups, np.int64)
-  np.add.at(group_persistent, graph.group, graph.persistent_bytes)
-  group_working = np.zeros(graph.num_groups, np.int64)
-  np.maximum.at(group_working, graph.group, working)
   times = graph.times_on(cluster.types)
   return Problem(
     times=times,
     fastest=times.min(axis=1),
     rank=graph.rank,
     order=graph.order,
-    working_bytes=working,
+    working_bytes=graph.working_bytes,
     temporary_bytes=graph.temporary_bytes,
     tensor_op=graph.tensor_op,
     tensor_offsets=graph.tensor_offsets,
@@ -123,8 +118,8 @@ def new_problem(
     group=graph.group,
     group_offsets=offsets_of(graph.group, graph.num_groups),
     group_members=members,
-    group_persistent=group_persistent,
-    group_working=group_working,
+    group_persistent=graph.group_persistent_bytes,
+    group_working=graph.group_working_bytes,
     favorite_child=np.array(
       () if favorite_child is None else favorite_child, np.int64
     ),
@@ -174,16 +169,22 @@ def new_queues(num_devices):
 
 
 @compiled_inner
-def _send(p, tensor, source, target, ready, send_free, receive_free):
-  """Books one transfer and returns when it ends."""
+def transfer_end(p, tensor, source, target, ready, send_free, receive_free):
+  """When a transfer would end, were it the next to be booked."""
   begin = transfer_start(
     p.channel, send_free, receive_free, source, target, ready
   )
-  end = (
+  return (
     begin
     + p.latency_us[source, target]
     + p.tensor_bytes[tensor] * p.us_per_byte[source, target]
   )
+
+
+@compiled_inner
+def _send(p, tensor, source, target, ready, send_free, receive_free):
+  """Books one transfer and returns when it ends."""
+  end = transfer_end(p, tensor, source, target, ready, send_free, receive_free)
   send_free[source] = end
   receive_free[target] = end
   return end

@@ -42,13 +42,12 @@ def place(graph: OpGraph, cluster: Cluster) -> Placement:
     *freed,
     cluster.memory_bytes,
   )
-  device = np.empty(graph.num_ops, np.int64)
   best, stopped = _fill(np.inf, *arrays)
   if stopped >= 0:
     op = sequence[offsets[stopped]]
-    same = graph.group == graph.group[op]
-    needed = graph.persistent_bytes[same].sum() + np.max(
-      graph.temporary_bytes[same] + graph.output_held_bytes[same]
+    group = graph.group[op]
+    needed = (
+      graph.group_persistent_bytes[group] + graph.group_working_bytes[group]
     )
     raise InfeasiblePlacementError(
       infeasible_message(
@@ -63,6 +62,7 @@ def place(graph: OpGraph, cluster: Cluster) -> Placement:
       best, high = trial, limit
     else:
       low = limit
+  device = np.empty(graph.num_ops, np.int64)
   device[sequence] = best
   return Placement(graph.names, cluster.device_names, device)
 

@@ -19,12 +19,8 @@ def place(graph: OpGraph, cluster: Cluster) -> Placement:
   Raises:
     InfeasiblePlacementError: a group is left over when the last device is full.
   """
-  memory = (
-    graph.persistent_bytes + graph.temporary_bytes + graph.output_held_bytes
-  )
-  group_memory = np.zeros(graph.num_groups, np.int64)
-  np.add.at(group_memory, graph.group, memory)
-  cap = int(memory.sum()) // cluster.num_devices
+  group_memory = graph.group_memory_bytes
+  cap = int(group_memory.sum()) // cluster.num_devices
   cap += int(group_memory.max(initial=0))
   room = np.minimum(cluster.memory_bytes, cap)
 
