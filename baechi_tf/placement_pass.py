@@ -10,16 +10,15 @@ import os
 import tensorflow as tf
 
 from baechi_tf.cluster import Cluster
-from baechi_tf.costs import analytical
-from baechi_tf.costs.inputs import concrete_shapes
+from baechi_tf.costs.analytical import estimate_missing
 from baechi_tf.costs.profile import complete
 from baechi_tf.costs.profile import Profile
 from baechi_tf.device_rewrite import rewrite_devices
 from baechi_tf.graph_import import op_graph_from_item
 from baechi_tf.graph_item import GraphItem
 from baechi_tf.graph_item import read_item
-from baechi_tf.placers import PLACERS
 from baechi_tf.planner import BEST
+from baechi_tf.planner import check_placer
 from baechi_tf.planner import Plan
 from baechi_tf.planner import plan
 from baechi_tf.saved_model import write_saved_model
@@ -86,11 +85,7 @@ class PlacementPass:
     )
 
   def _check(self, cluster: Cluster) -> None:
-    if self.placer != BEST and self.placer not in PLACERS:
-      raise ValueError(
-        f"unknown placer {self.placer!r}; choose from"
-        f" {', '.join([BEST, *PLACERS])}"
-      )
+    check_placer(self.placer)
     for name in cluster.device_names:
       try:
         spec = tf.DeviceSpec.from_string(name)
@@ -104,13 +99,7 @@ class PlacementPass:
 
   def _costs(self, cluster: Cluster, item: GraphItem) -> Profile:
     known = self.profile or {}
-    estimates = {}
-    for name in dict.fromkeys(cluster.types):
-      is_known = known.get(name, {}).keys() >= set(item.op_names)
-      if name in cluster.device_types and not is_known:
-        shapes = concrete_shapes(item, self.batch_size)
-        described = cluster.device_types[name]
-        estimates[name] = analytical.estimate(item, described, shapes)
+    estimates, _ = estimate_missing(item, cluster, known, self.batch_size)
     costs, _ = complete(known, item, cluster.types, estimates)
     return costs
 

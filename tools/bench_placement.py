@@ -26,13 +26,10 @@ from baechi_tf.cluster import Cluster
 from baechi_tf.cluster import read_cluster
 from baechi_tf.coarsening.coplacement import coplacement_groups
 from baechi_tf.coarsening.fusion import fuse
-from baechi_tf.costs.analytical import estimate
-from baechi_tf.costs.inputs import concrete_shapes
+from baechi_tf.costs.analytical import estimate_missing
 from baechi_tf.costs.profile import complete
-from baechi_tf.costs.profile import Profile
 from baechi_tf.costs.profile import read_profile
 from baechi_tf.graph_import import op_graph_from_item
-from baechi_tf.graph_item import GraphItem
 from baechi_tf.graph_item import read_item
 from baechi_tf.op_graph import OpGraph
 from baechi_tf.placers.favorite_child import favorite_children
@@ -89,7 +86,7 @@ def time_stages(
   """
   watch = _Stopwatch()
   item = watch.time("reading", read_item, path, signature="train")
-  estimates = watch.time("estimating", _estimates, item, cluster)
+  estimates, _ = watch.time("estimating", estimate_missing, item, cluster, {})
   profile = read_profile(profile_path) if profile_path else {}
   profile, _ = complete(profile, item, cluster.types, estimates)
   graph = watch.time(
@@ -104,15 +101,6 @@ def time_stages(
     num_coarse_ops=coarse.num_ops,
     seconds={**watch.seconds, **result.timings_s},
   )
-
-
-def _estimates(item: GraphItem, cluster: Cluster) -> Profile:
-  shapes = concrete_shapes(item)
-  return {
-    name: estimate(item, cluster.device_types[name], shapes)
-    for name in dict.fromkeys(cluster.types)
-    if name in cluster.device_types
-  }
 
 
 def _load_machine_code(cluster: Cluster) -> None:

@@ -172,7 +172,7 @@ def read_model(
 
   types = tuple(dict.fromkeys(cluster.types))
   known = _known_costs(args, item, types, cluster, progress)
-  estimates, notes = _estimates(args, item, types, known, cluster, progress)
+  estimates, notes = _estimates(args, item, known, cluster, progress)
   costs, coverage = complete(known, item, types, estimates)
   progress("importing the graph")
   graph = op_graph_from_item(item, costs, types)
@@ -323,30 +323,14 @@ def _known_costs(args, item, types: Sequence[str], cluster, progress):
   }
 
 
-def _estimates(args, item, types: Sequence[str], known, cluster, progress):
+def _estimates(args, item, known, cluster, progress):
   """Returns estimates for types that lack the cost of an op, and notes."""
-  # These import TensorFlow.
-  from baechi_tf.costs.analytical import estimate
-  from baechi_tf.costs.analytical import item_shapes
-  from baechi_tf.costs.analytical import unknown_shapes
-  from baechi_tf.costs.inputs import concrete_shapes
+  # Imports TensorFlow.
+  from baechi_tf.costs.analytical import estimate_missing
 
-  lacking = [
-    name
-    for name in types
-    if name in cluster.device_types
-    and any(x not in known.get(name, {}) for x in item.op_names)
-  ]
-  if not lacking:
-    return {}, ()
-  fed = concrete_shapes(item, args.batch_size, input_shapes(args))
-  progress("inferring shapes")
-  shapes = item_shapes(item, fed)
-  estimates = {}
-  for name in lacking:
-    progress(f"estimating ops on {name}")
-    estimates[name] = estimate(item, cluster.device_types[name], fed, shapes)
-  unknown = unknown_shapes(shapes)
+  estimates, unknown = estimate_missing(
+    item, cluster, known, args.batch_size, input_shapes(args), progress
+  )
   if not unknown:
     return estimates, ()
   note = (

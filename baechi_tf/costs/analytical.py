@@ -18,11 +18,13 @@ than the launch, except that on a GPU ops without a kernel take nothing.
 
 import dataclasses
 import math
+from collections.abc import Callable
 from collections.abc import Mapping
 from collections.abc import Sequence
 
 import tensorflow as tf
 
+from baechi_tf.cluster import Cluster
 from baechi_tf.cluster import DeviceType
 from baechi_tf.costs.control_flow import body_graph
 from baechi_tf.costs.control_flow import constants
@@ -31,7 +33,9 @@ from baechi_tf.costs.grappler import DistinctOp
 from baechi_tf.costs.grappler import performances
 from baechi_tf.costs.grappler import SLOWER
 from baechi_tf.costs.grappler import virtual_cluster
+from baechi_tf.costs.inputs import concrete_shapes
 from baechi_tf.costs.profile import OpCost
+from baechi_tf.costs.profile import Profile
 from baechi_tf.costs.shapes import infer_shapes
 from baechi_tf.costs.shapes import LOOPS
 from baechi_tf.costs.shapes import Shape
@@ -66,6 +70,51 @@ _LISTS = frozenset({"EmptyTensorList", "TensorListReserve"})
 _UPDATES = ("ResourceApply", "AssignAddVariableOp", "AssignSubVariableOp")
 _ROW_UPDATES = ("ResourceSparse", "ResourceScatter")
 _NOT_NUMBERS = (*_HANDLES, tf.string)
+
+
+def estimate_missing(
+  item: GraphItem,
+  cluster: Cluster,
+  known: Profile,
+  batch_size: int | None = None,
+  input_shapes: Mapping[str, Shape] | None = None,
+  progress: Callable[[str], None] = lambda stage: None,
+) -> tuple[dict[str, dict[str, OpCost]], list[str]]:
+  """Returns estimates for the cluster's types of which costs are missing.
+
+  Types that the cluster does not describe have none. Shapes are inferred only
+  if some type has.
+
+  Args:
+    item: the model.
+    cluster: its `device_types` describe the devices.
+    known: costs that need no estimate.
+    batch_size: see `inputs.concrete_shapes`.
+    input_shapes: see `inputs.concrete_shapes`.
+    progress: called with a line before each stage.
+
+  Returns:
+    The estimates by device type, and what `unknown_shapes` says of them.
+
+  Raises:
+    ValueError: a dimension of an input stays unknown.
+  """
+  lacking = [
+    name
+    for name in dict.fromkeys(cluster.types)
+    if name in cluster.device_types
+    and not known.get(name, {}).keys() >= set(item.op_names)
+  ]
+  if not lacking:
+    return {}, []
+  fed = concrete_shapes(item, batch_size, input_shapes)
+  progress("inferring shapes")
+  shapes = item_shapes(item, fed)
+  estimates = {}
+  for name in lacking:
+    progress(f"estimating ops on {name}")
+    estimates[name] = estimate(item, cluster.device_types[name], fed, shapes)
+  return estimates, unknown_shapes(shapes)
 
 
 def estimate(
