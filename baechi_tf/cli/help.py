@@ -43,3 +43,13 @@ def add_json(parser: argparse.ArgumentParser) -> None:
     action="store_true",
     help="print one JSON object instead of text",
   )
+
+
+def add_report(parser: argparse.ArgumentParser) -> None:
+  """Adds `--report`."""
+  parser.add_argument(
+    "--report",
+    metavar="DIR",
+    help="also write a report: a summary, a trace for Perfetto or"
+    " chrome://tracing, and the plan",
+  )

@@ -3,6 +3,8 @@
 import os
 from collections.abc import Callable
 
+from baechi_tf.reports.directory import is_report
+
 
 def check_output(
   path: str,
@@ -42,6 +44,23 @@ def check_output(
       f"{path} is not {kind}, so --overwrite does not replace it; remove it"
       " yourself or choose another path"
     )
+
+
+def check_report(
+  path: str, apart_from: tuple[str, ...], overwrite: bool
+) -> None:
+  """Checks that a report can be written there, see `check_output`.
+
+  Raises:
+    ValueError: it cannot.
+  """
+  check_output(
+    path,
+    apart_from=apart_from,
+    overwrite=overwrite,
+    is_ours=is_report,
+    kind="a report",
+  )
 
 
 def _check_apart(path: str, other: str) -> None:

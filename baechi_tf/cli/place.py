@@ -9,15 +9,16 @@ from collections.abc import Iterator
 from baechi_tf import atomic
 from baechi_tf.cli import model_input
 from baechi_tf.cli.help import add_json
+from baechi_tf.cli.help import add_report
 from baechi_tf.cli.help import add_subparser
 from baechi_tf.cli.output_path import check_output
+from baechi_tf.cli.output_path import check_report
 from baechi_tf.cli.progress import Progress
 from baechi_tf.cluster import Cluster
 from baechi_tf.placers import PLACERS
 from baechi_tf.planner import BEST
 from baechi_tf.planner import Plan
 from baechi_tf.planner import plan
-from baechi_tf.reports.directory import is_report
 from baechi_tf.reports.directory import write_files
 from baechi_tf.reports.summary import Fields
 from baechi_tf.reports.summary import summarize
@@ -66,12 +67,7 @@ def add_parser(subparsers) -> None:
     help="what OUT is: the model with its devices, or the plan alone, as JSON;"
     " default: the model, for a cost graph the plan",
   )
-  parser.add_argument(
-    "--report",
-    metavar="DIR",
-    help="also write a report: a summary, a trace for Perfetto or"
-    " chrome://tracing, and the plan",
-  )
+  add_report(parser)
   parser.add_argument(
     "--overwrite",
     action="store_true",
@@ -195,13 +191,7 @@ def _check_outputs(args: argparse.Namespace, emit: str) -> None:
         f" .pbtxt, not {args.output}"
       )
   if args.report:
-    check_output(
-      args.report,
-      apart_from=(*others, args.output),
-      overwrite=args.overwrite,
-      is_ours=is_report,
-      kind="a report",
-    )
+    check_report(args.report, (*others, args.output), args.overwrite)
 
 
 def _is_saved_model(path: str) -> bool:

@@ -8,12 +8,12 @@ from baechi_tf import atomic
 from baechi_tf.bounds import lower_bound
 from baechi_tf.cli import model_input
 from baechi_tf.cli.help import add_json
+from baechi_tf.cli.help import add_report
 from baechi_tf.cli.help import add_subparser
-from baechi_tf.cli.output_path import check_output
+from baechi_tf.cli.output_path import check_report
 from baechi_tf.cli.progress import Progress
 from baechi_tf.placement import InfeasiblePlacementError
 from baechi_tf.placement import read_placement
-from baechi_tf.reports.directory import is_report
 from baechi_tf.reports.directory import write_files
 from baechi_tf.reports.summary import summarize
 from baechi_tf.reports.text import report
@@ -44,12 +44,7 @@ def add_parser(subparsers) -> None:
   parser.add_argument("model", metavar="MODEL", help="a model or cost graph")
   parser.add_argument("placement", metavar="PLACEMENT", help="the plan")
   model_input.add_cluster_arguments(parser)
-  parser.add_argument(
-    "--report",
-    metavar="DIR",
-    help="also write a report: a summary, a trace for Perfetto or"
-    " chrome://tracing, and the plan",
-  )
+  add_report(parser)
   parser.add_argument(
     "--overwrite", action="store_true", help="replace DIR if it exists"
   )
@@ -64,13 +59,7 @@ def run(args: argparse.Namespace) -> None:
   cluster = model_input.read_devices(args)
   os.stat(args.placement)  # complains, if so, before the work
   if args.report:
-    check_output(
-      args.report,
-      apart_from=(args.model, args.placement),
-      overwrite=args.overwrite,
-      is_ours=is_report,
-      kind="a report",
-    )
+    check_report(args.report, (args.model, args.placement), args.overwrite)
   with Progress() as progress:
     model = model_input.read_model(args, cluster, progress)
     placement = read_placement(args.placement, model.graph, cluster)
