@@ -1,4 +1,32 @@
 """Training on workers that are slow to talk to, late, few at a time or lying.
 
-The algorithms of this package are listed in the README as they arrive.
+The names below are the public ones. They are imported when they are first
+used.
 """
+
+import importlib
+
+_PUBLIC = {
+  "AggregationReport": "aggregation_report",
+  "Byzantine": "attacks.byzantine",
+  "RobustCrossDeviceOps": "distribute.cross_device_ops",
+  "RobustOptimizer": "optimizers.robust",
+  "ValidationLoss": "distribute.validation_loss",
+  "VectorizedWorkers": "distribute.vectorized_workers",
+}
+_ROOMS = ("aggregators", "attacks")
+
+__all__ = sorted([*_PUBLIC, *_ROOMS])
+
+
+def __getattr__(name: str):
+  if name in _ROOMS:
+    return importlib.import_module(f"{__name__}.{name}")
+  if name not in _PUBLIC:
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+  module = importlib.import_module(f"{__name__}.{_PUBLIC[name]}")
+  return getattr(module, name)
+
+
+def __dir__() -> list[str]:
+  return sorted([*globals(), *__all__])

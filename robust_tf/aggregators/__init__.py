@@ -1,0 +1,1 @@
+"""Rules that make one update of the updates of many workers."""

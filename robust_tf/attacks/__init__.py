@@ -1,0 +1,1 @@
+"""What Byzantine workers send instead of their updates."""

@@ -1,0 +1,1 @@
+"""What tf.distribute and Keras ask of code that runs on several workers."""

@@ -1,0 +1,1 @@
+"""Training on many devices that each hold their own part of the data."""

@@ -1,0 +1,1 @@
+"""Keras optimizers for workers that lie, or are slow to talk to."""

@@ -1,0 +1,1 @@
+"""The training job: from flags to a trained model and its report."""
