@@ -1,0 +1,278 @@
+"""Every private part of TensorFlow and Keras that robust_tf touches.
+
+Each was read and run with TensorFlow 2.21 and Keras 3.15, and whatever builds
+on one calls `check_versions` first, so that another version is one clear
+error, not a wrong gradient. Nothing outside this module names anything
+private.
+
+Two things change Keras for the whole process, and both leave every other
+strategy as it was: `tag_gradients` (called by `RobustCrossDeviceOps`) and
+`allow_multi_worker_fit` (called by `RobustOptimizer` where it is needed).
+"""
+
+import contextlib
+import contextvars
+import enum
+import functools
+from collections.abc import Iterator
+from collections.abc import Sequence
+
+import keras
+import tensorflow as tf
+from keras.src.backend.tensorflow import trainer as keras_trainer
+from tensorflow.python.ops import control_flow_util
+
+CHECKED_TENSORFLOW = "2.21"
+CHECKED_KERAS = "3.15"
+
+
+class StrategyKind(enum.Enum):
+  """How replicas reach each other."""
+
+  NONE = "no strategy"
+  MIRRORED = "replicas of one process"
+  MULTI_WORKER = "replicas of several processes"
+  PARAMETER_SERVER = "a coordinator and workers that see one replica each"
+  OTHER = "another strategy"
+
+
+@functools.cache
+def check_versions() -> None:
+  """Refuses a TensorFlow, Keras or backend that this module was not run with.
+
+  Raises:
+    ValueError: if TensorFlow is not 2.21.x, Keras not 3.15.x, or Keras does
+      not run on TensorFlow.
+  """
+  found = (tf.__version__, keras.__version__)
+  checked = (CHECKED_TENSORFLOW, CHECKED_KERAS)
+  if not all(
+    version.startswith(f"{series}.")
+    for version, series in zip(found, checked, strict=True)
+  ):
+    raise ValueError(
+      f"found TensorFlow {found[0]} and Keras {found[1]}; robust_tf hooks"
+      f" into private parts that were checked with TensorFlow {checked[0]}.x"
+      f" and Keras {checked[1]}.x only: install these"
+    )
+  if keras.backend.backend() != "tensorflow":
+    raise ValueError(
+      f"Keras runs on {keras.backend.backend()!r}, robust_tf needs"
+      " 'tensorflow': set KERAS_BACKEND=tensorflow"
+    )
+
+
+def strategy_kind(strategy: tf.distribute.Strategy | None = None):
+  """Returns the `StrategyKind` of a strategy, by default the current one."""
+  if strategy is None:
+    if not tf.distribute.has_strategy():
+      return StrategyKind.NONE
+    strategy = tf.distribute.get_strategy()
+  if isinstance(strategy, tf.distribute.MultiWorkerMirroredStrategy):
+    return StrategyKind.MULTI_WORKER
+  if isinstance(strategy, tf.distribute.MirroredStrategy):
+    return StrategyKind.MIRRORED
+  if isinstance(
+    strategy,
+    (
+      tf.distribute.ParameterServerStrategy,
+      tf.distribute.experimental.ParameterServerStrategy,
+    ),
+  ):
+    return StrategyKind.PARAMETER_SERVER
+  return StrategyKind.OTHER
+
+
+def local_replica_devices(strategy: tf.distribute.Strategy) -> tuple[str, ...]:
+  """Returns the device of each replica of this process, in replica order."""
+  return tuple(strategy.extended.worker_devices)
+
+
+def cross_device_ops(
+  strategy: tf.distribute.Strategy,
+) -> tf.distribute.CrossDeviceOps | None:
+  """Returns what a strategy reduces with, None where it has no such thing."""
+  # TensorFlow 2.21: set by MirroredExtended and CollectiveAllReduceExtended.
+  return getattr(strategy.extended, "_cross_device_ops", None)
+
+
+def in_xla() -> bool:
+  """Whether the function being traced is compiled as a whole by XLA."""
+  return control_flow_util.GraphOrParentsInXlaContext(
+    tf.compat.v1.get_default_graph()
+  )
+
+
+def _unreduced(grads_and_vars):
+  """Returns the pairs as they are."""
+  return list(grads_and_vars)
+
+
+def without_gradient_reduction(
+  optimizer: keras.optimizers.Optimizer,
+) -> keras.optimizers.Optimizer:
+  """Returns the optimizer, which from now on applies gradients as it gets them.
+
+  For a wrapper that aggregates the replicas' gradients before it hands them
+  to the optimizer inside.
+
+  Raises:
+    TypeError: if it is not a Keras optimizer.
+    ValueError: if it scales losses (the scale is undone outside).
+  """
+  check_versions()
+  if not isinstance(optimizer, keras.optimizers.Optimizer):
+    raise TypeError(
+      f"optimizer must be a Keras optimizer, got {type(optimizer).__name__}"
+    )
+  if isinstance(optimizer, keras.optimizers.LossScaleOptimizer):
+    raise ValueError(
+      "optimizer is a LossScaleOptimizer: wrap the aggregating optimizer in"
+      " it, not the other way round (`compile` does so by itself)"
+    )
+  # Keras 3.15: TFOptimizer._backend_update_step calls it just before the
+  # update, with what is to be reduced.
+  optimizer._all_reduce_sum_gradients = _unreduced
+  return optimizer
+
+
+# The optimizer whose gradients are being reduced in this thread, if any.
+_reducing: contextvars.ContextVar[keras.optimizers.Optimizer | None] = (
+  contextvars.ContextVar("reducing", default=None)
+)
+
+
+@contextlib.contextmanager
+def gradients_of(optimizer: keras.optimizers.Optimizer) -> Iterator[None]:
+  """Says that reductions in this scope are of an optimizer's gradients.
+
+  To be entered inside a merge function: that runs in the main thread, as the
+  cross-device ops do, and not in the replicas' threads.
+  """
+  token = _reducing.set(optimizer)
+  try:
+    yield
+  finally:
+    _reducing.reset(token)
+
+
+def reducing_gradients_of() -> keras.optimizers.Optimizer | None:
+  """Returns whose gradients are being reduced; None for anything else."""
+  return _reducing.get()
+
+
+def batch_reduce_gradients(
+  strategy: tf.distribute.Strategy,
+  optimizer: keras.optimizers.Optimizer,
+  gradients: Sequence[tf.distribute.DistributedValues],
+):
+  """Sums gradients over the replicas, tagged as such; for merge functions."""
+  with gradients_of(optimizer):
+    return strategy.extended.batch_reduce_to(
+      tf.distribute.ReduceOp.SUM, [(g, g) for g in gradients]
+    )
+
+
+def tag_gradients(ops_type: type[tf.distribute.CrossDeviceOps]) -> None:
+  """Makes Keras say which reductions are of gradients, to these ops alone.
+
+  `keras.optimizers.Optimizer` is changed for the whole process; under a
+  strategy that reduces with anything but `ops_type`, it does what it did.
+  `ops_type` must have `check(strategy, optimizer)`, called in replica context
+  before an optimizer does anything with its gradients.
+  """
+  check_versions()
+  optimizer_type = keras.optimizers.Optimizer
+  if getattr(optimizer_type._all_reduce_sum_gradients, "tags", None):
+    return
+  # Keras 3.15: _backend_apply_gradients (accumulates, clips, decays) ends in
+  # _backend_update_step, which calls _all_reduce_sum_gradients once.
+  stock_apply = optimizer_type._backend_apply_gradients
+  stock_reduce = optimizer_type._all_reduce_sum_gradients
+
+  def apply_gradients(self, grads, trainable_variables):
+    strategy = tf.distribute.get_strategy()
+    ops = cross_device_ops(strategy)
+    if isinstance(ops, ops_type):
+      ops.check(strategy, self)
+    return stock_apply(self, grads, trainable_variables)
+
+  def reduce_gradients(self, grads_and_vars):
+    context = tf.distribute.get_replica_context()
+    if not isinstance(cross_device_ops(context.strategy), ops_type):
+      return stock_reduce(self, grads_and_vars)
+    grads_and_vars = list(grads_and_vars)
+    present = [i for i, (g, _) in enumerate(grads_and_vars) if g is not None]
+    reduced = context.merge_call(
+      lambda strategy, *gradients: batch_reduce_gradients(
+        strategy, self, gradients
+      ),
+      args=[grads_and_vars[i][0] for i in present],
+    )
+    for i, gradient in zip(present, reduced, strict=True):
+      grads_and_vars[i] = (gradient, grads_and_vars[i][1])
+    return grads_and_vars
+
+  reduce_gradients.tags = True
+  optimizer_type._backend_apply_gradients = apply_gradients
+  optimizer_type._all_reduce_sum_gradients = reduce_gradients
+
+
+def reduces_by_itself(optimizer: keras.optimizers.Optimizer) -> bool:
+  """Whether an optimizer replaces Keras' reduction of its gradients."""
+  stock = keras.optimizers.Optimizer._all_reduce_sum_gradients
+  found = optimizer._all_reduce_sum_gradients
+  return getattr(found, "__func__", None) is not stock
+
+
+def _spans_processes(strategy: tf.distribute.Strategy) -> bool:
+  # TensorFlow 2.21: false for MultiWorkerMirroredStrategy without TF_CONFIG.
+  return (
+    strategy_kind(strategy) is StrategyKind.MULTI_WORKER
+    and strategy.extended._in_multi_worker_mode()
+  )
+
+
+def allow_multi_worker_fit() -> None:
+  """Makes `fit` and `evaluate` work under MultiWorkerMirroredStrategy.
+
+  Two defects of Keras 3.15 stop them there: the logs of a step, scalars, are
+  reduced over an axis that they do not have; and the batch that a model is
+  built from is reduced as a tuple, which this strategy does not take. Both are
+  repaired for the whole process, and nothing else changes: under any other
+  strategy Keras' own code runs. `RobustOptimizer` calls this under
+  MultiWorkerMirroredStrategy; with another optimizer call it before `fit`.
+
+  Raises:
+    ValueError: with a TensorFlow or Keras that it was not checked with.
+  """
+  check_versions()
+  model_type = keras.Model
+  if getattr(model_type._maybe_symbolic_build, "multi_worker", None):
+    return
+  # Keras 3.15, keras/src/backend/tensorflow/trainer.py.
+  stock_reduce = keras_trainer.reduce_per_replica
+  stock_build = model_type._maybe_symbolic_build
+
+  def reduce_per_replica(values, strategy, reduction):
+    if reduction in ("auto", "mean") and _spans_processes(strategy):
+      return keras.tree.map_structure(
+        lambda value: strategy.reduce("MEAN", value, axis=None), values
+      )
+    return stock_reduce(values, strategy, reduction)
+
+  def maybe_symbolic_build(self, iterator=None, data_batch=None):
+    strategy = self.distribute_strategy
+    if iterator is not None and _spans_processes(strategy):
+      # Shapes are all that building needs: this process's first batch does.
+      _, _, batches = next(iter(iterator))
+      data_batch = keras.tree.map_structure(
+        lambda value: strategy.experimental_local_results(value)[0],
+        next(batches),
+      )
+      iterator = None
+    stock_build(self, iterator=iterator, data_batch=data_batch)
+
+  maybe_symbolic_build.multi_worker = True
+  keras_trainer.reduce_per_replica = reduce_per_replica
+  model_type._maybe_symbolic_build = maybe_symbolic_build
