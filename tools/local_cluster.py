@@ -1,0 +1,269 @@
+r"""Runs a command in several processes that find each other on loopback.
+
+Each process gets a TF_CONFIG with its own index and the ports of all, as
+`tf.distribute.MultiWorkerMirroredStrategy` reads it, and no proxy between
+itself and the others:
+
+    python -m tools.local_cluster --workers=3 -- \
+        robust-train --strategy=multi_worker --aggregator=median
+
+Every line that a process writes is shown with its worker's number, and kept in
+a file of its own. When one fails, or time is up, or on Ctrl-C, all are ended;
+the last lines of the one that failed are shown again, and its exit code is
+this command's.
+"""
+
+import contextlib
+import dataclasses
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable
+from collections.abc import Iterator
+from collections.abc import Mapping
+from collections.abc import Sequence
+
+from absl import app
+from absl import flags
+
+TIMED_OUT = 124  # what timeout(1) exits with
+
+_POLL_S = 0.05
+_GRACE_S = 5.0
+_TAIL_LINES = 20
+_PROXIES = ("http_proxy", "https_proxy", "grpc_proxy", "all_proxy")
+
+
+@dataclasses.dataclass(frozen=True)
+class Outcome:
+  """How a cluster ended.
+
+  Attributes:
+    exit_code: 0; or that of the worker that failed first, 128 + the signal if
+      it was killed; or `TIMED_OUT`.
+    failed: the worker that failed first, None if none did.
+    logs: the path of each worker's output.
+  """
+
+  exit_code: int
+  failed: int | None
+  logs: tuple[str, ...]
+
+  def output(self, worker: int) -> str:
+    """Returns all that a worker wrote."""
+    with open(self.logs[worker], encoding="utf-8", errors="replace") as log:
+      return log.read()
+
+  def tail(self, worker: int) -> str:
+    """Returns the last lines that a worker wrote."""
+    return "\n".join(self.output(worker).splitlines()[-_TAIL_LINES:])
+
+
+def run(
+  command: Sequence[str],
+  num_workers: int,
+  *,
+  log_directory: str,
+  timeout_s: float | None = None,
+  environment: Mapping[str, str] | None = None,
+  show: Callable[[str], None] = lambda line: None,
+) -> Outcome:
+  """Runs a command in `num_workers` processes, and ends them all.
+
+  Args:
+    command: the program and its arguments, the same for all.
+    num_workers: how many processes.
+    log_directory: made if it is not there; gets worker_0.log and so on.
+    timeout_s: after how long all are ended; None for never.
+    environment: the variables of all, by default this process's.
+    show: called with each line of output, with its worker's number in front.
+
+  Returns:
+    The `Outcome`. Whatever happens, no process is left.
+
+  Raises:
+    OSError: if the command cannot be run.
+    ValueError: if `num_workers` is less than 1, or the command is empty.
+  """
+  if num_workers < 1:
+    raise ValueError(f"workers={num_workers} must be at least 1")
+  if not command:
+    raise ValueError("no command: give it after --")
+  os.makedirs(log_directory, exist_ok=True)
+  logs = tuple(
+    os.path.join(log_directory, f"worker_{i}.log") for i in range(num_workers)
+  )
+  environments = worker_environments(
+    num_workers, os.environ if environment is None else environment
+  )
+  deadline = None if timeout_s is None else time.monotonic() + timeout_s
+  with contextlib.ExitStack() as stack:
+    processes = [
+      stack.enter_context(_process(command, environments[i], logs[i], i, show))
+      for i in range(num_workers)
+    ]
+    failed, exit_code = _wait(processes, deadline)
+  return Outcome(exit_code, failed, logs)
+
+
+def worker_environments(
+  num_workers: int, environment: Mapping[str, str]
+) -> list[dict[str, str]]:
+  """Returns the variables of each process: TF_CONFIG and no proxies."""
+  hosts = [f"localhost:{port}" for port in _free_ports(num_workers)]
+  kept = {k: v for k, v in environment.items() if k.lower() not in _PROXIES}
+  # Fail at once when a peer is gone, not after gRPC's own retries.
+  kept["GRPC_FAIL_FAST"] = "use_caller"
+  return [
+    {
+      **kept,
+      "TF_CONFIG": json.dumps(
+        {
+          "cluster": {"worker": hosts},
+          "task": {"type": "worker", "index": index},
+        }
+      ),
+    }
+    for index in range(num_workers)
+  ]
+
+
+def _free_ports(count: int) -> list[int]:
+  """Returns ports that nothing listens on, all different."""
+  with contextlib.ExitStack() as stack:
+    sockets = [
+      stack.enter_context(socket.create_server(("localhost", 0)))
+      for _ in range(count)
+    ]
+    return [x.getsockname()[1] for x in sockets]
+
+
+@contextlib.contextmanager
+def _process(
+  command: Sequence[str],
+  environment: Mapping[str, str],
+  log_path: str,
+  index: int,
+  show: Callable[[str], None],
+) -> Iterator[subprocess.Popen]:
+  """Starts one process, and ends it and its children when the scope ends."""
+  process = subprocess.Popen(
+    command,
+    env=environment,
+    stdin=subprocess.DEVNULL,
+    stdout=subprocess.PIPE,
+    stderr=subprocess.STDOUT,
+    start_new_session=True,
+  )
+  reader = threading.Thread(
+    target=_copy_output, args=(process.stdout, log_path, index, show)
+  )
+  reader.start()
+  try:
+    yield process
+  finally:
+    _end(process)
+    reader.join()
+    process.stdout.close()
+
+
+def _copy_output(
+  stream, log_path: str, index: int, show: Callable[[str], None]
+) -> None:
+  with open(log_path, "wb") as log:
+    for line in stream:
+      log.write(line)
+      log.flush()
+      show(f"[{index}] {line.decode(errors='replace').rstrip()}")
+
+
+def _end(process: subprocess.Popen) -> None:
+  """Ends a process and whatever it started: asks first, then insists."""
+  for number in (signal.SIGTERM, signal.SIGKILL):
+    with contextlib.suppress(ProcessLookupError):
+      os.killpg(process.pid, number)
+    with contextlib.suppress(subprocess.TimeoutExpired):
+      process.wait(timeout=_GRACE_S)
+
+
+def _wait(
+  processes: Sequence[subprocess.Popen], deadline: float | None
+) -> tuple[int | None, int]:
+  """Waits for all to end well, or one badly; returns which and its code."""
+  while True:
+    codes = [process.poll() for process in processes]
+    for index, code in enumerate(codes):
+      if code:
+        return index, code if code > 0 else 128 - code
+    if None not in codes:
+      return None, 0
+    if deadline is not None and time.monotonic() > deadline:
+      return None, TIMED_OUT
+    time.sleep(_POLL_S)
+
+
+def _report(outcome: Outcome, timeout_s: float | None) -> None:
+  """Says on stderr what went wrong, if something did."""
+  if outcome.failed is not None:
+    log = outcome.logs[outcome.failed]
+    message = (
+      f"worker {outcome.failed} failed with exit code {outcome.exit_code};"
+      f" the end of {log}:\n{outcome.tail(outcome.failed)}"
+    )
+  elif outcome.exit_code == TIMED_OUT:
+    message = (
+      f"not done after --timeout_s={timeout_s:g}; the output is in"
+      f" {os.path.dirname(outcome.logs[0])}"
+    )
+  else:
+    return
+  print(message, file=sys.stderr)
+
+
+def _interrupt(number, frame) -> None:
+  del frame
+  raise KeyboardInterrupt(number)
+
+
+def main(argv: list[str]) -> int:
+  """Runs the command that stands after `--`; returns its exit code."""
+  values = flags.FLAGS
+  # Being ended must end the workers too.
+  signal.signal(signal.SIGTERM, _interrupt)
+  directory = values.logs or tempfile.mkdtemp(prefix="local_cluster_")
+  try:
+    outcome = run(
+      argv[1:],
+      values.workers,
+      log_directory=directory,
+      timeout_s=values.timeout_s,
+      show=lambda line: print(line, flush=True),
+    )
+  except (OSError, ValueError) as error:
+    raise app.UsageError(str(error)) from error
+  except KeyboardInterrupt as interrupt:
+    return 128 + (interrupt.args[0] if interrupt.args else signal.SIGINT)
+  _report(outcome, values.timeout_s)
+  return outcome.exit_code
+
+
+def define_flags() -> None:
+  """Defines the flags, when this is the program that runs."""
+  flags.DEFINE_integer("workers", 2, "How many processes.", lower_bound=1)
+  flags.DEFINE_string(
+    "logs", None, "Where each one's output is kept; a new directory if unset."
+  )
+  flags.DEFINE_float(
+    "timeout_s", None, "After how many seconds all are ended.", lower_bound=0
+  )
+
+
+if __name__ == "__main__":
+  define_flags()
+  sys.exit(app.run(main))
