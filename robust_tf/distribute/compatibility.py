@@ -161,15 +161,15 @@ def reducing_gradients_of() -> keras.optimizers.Optimizer | None:
   return _reducing.get()
 
 
-def batch_reduce_gradients(
+def sum_gradients(
   strategy: tf.distribute.Strategy,
   optimizer: keras.optimizers.Optimizer,
-  gradients: Sequence[tf.distribute.DistributedValues],
+  grads_and_vars: Sequence[tuple[tf.distribute.DistributedValues, tf.Variable]],
 ):
   """Sums gradients over the replicas, tagged as such; for merge functions."""
   with gradients_of(optimizer):
     return strategy.extended.batch_reduce_to(
-      tf.distribute.ReduceOp.SUM, [(g, g) for g in gradients]
+      tf.distribute.ReduceOp.SUM, grads_and_vars
     )
 
 
@@ -204,10 +204,7 @@ def tag_gradients(ops_type: type[tf.distribute.CrossDeviceOps]) -> None:
     grads_and_vars = list(grads_and_vars)
     present = [i for i, (g, _) in enumerate(grads_and_vars) if g is not None]
     reduced = context.merge_call(
-      lambda strategy, *gradients: batch_reduce_gradients(
-        strategy, self, gradients
-      ),
-      args=[grads_and_vars[i][0] for i in present],
+      sum_gradients, args=(self, [grads_and_vars[i] for i in present])
     )
     for i, gradient in zip(present, reduced, strict=True):
       grads_and_vars[i] = (gradient, grads_and_vars[i][1])

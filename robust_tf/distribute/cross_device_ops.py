@@ -1,0 +1,236 @@
+"""Cross-device ops that aggregate gradients robustly, and nothing else.
+
+A strategy made with them changes what any Keras optimizer does with the
+gradients of the replicas: where it would sum them, a rule aggregates them.
+
+    strategy = tf.distribute.MirroredStrategy(
+      cross_device_ops=RobustCrossDeviceOps(aggregators.median)
+    )
+    with strategy.scope():
+      model = ...
+      model.compile(optimizer="adam", loss="mse")
+
+Metrics, losses, the statistics of synchronised batch normalisation, and what
+a custom training loop reduces by itself are reduced as
+`tf.distribute.ReductionToOneDevice` reduces them. `RobustOptimizer` gives the
+same numbers, and has more: several processes, Zeno, gradient accumulation,
+clipping for each worker before the rule.
+
+A replica that gets no rows of a batch has a gradient of zeros, which is what
+an honest worker can have too and cannot be told from it: drop the remainder
+of the data, or choose a batch size that the replicas divide. Under
+`LossScaleOptimizer` Keras leaves out a step in which the gradients of replica
+0, before they come here, are not finite.
+"""
+
+import functools
+from collections.abc import Callable
+from collections.abc import Sequence
+
+import keras
+import tensorflow as tf
+
+from robust_tf import aggregators
+from robust_tf.attacks.byzantine import Byzantine
+from robust_tf.distribute import compatibility
+from robust_tf.distribute.compatibility import StrategyKind
+from robust_tf.distribute.packing import pack
+from robust_tf.distribute.packing import unpack
+
+
+class RobustCrossDeviceOps(tf.distribute.ReductionToOneDevice):
+  """Reduces the gradients of Keras optimizers with an aggregation rule.
+
+  For `tf.distribute.MirroredStrategy(cross_device_ops=...)`. Keras divides
+  the loss of each of the n replicas by n and then sums, so what it gets for
+  the sum of V is n times the rule of V, and with `aggregators.mean` the sum.
+
+  Attributes:
+    aggregator: the rule.
+    byzantine: who attacks, and how.
+  """
+
+  def __init__(
+    self,
+    aggregator: Callable,
+    *,
+    byzantine: Byzantine | None = None,
+  ):
+    """Makes the ops of one strategy.
+
+    Args:
+      aggregator: a rule of `robust_tf.aggregators`, its parameters fixed by
+        `functools.partial`; or any function of updates [n, d] that returns
+        [d].
+      byzantine: in experiments, which replicas lie, and how. The attack sees
+        gradients of each replica's own mean loss, [n, d].
+
+    Raises:
+      TypeError: if the aggregator is not callable.
+      ValueError: if it is Zeno, which needs more than gradients; or with a
+        TensorFlow or Keras that this was not checked with.
+    """
+    super().__init__()
+    compatibility.tag_gradients(RobustCrossDeviceOps)
+    self.aggregator = aggregator
+    self.byzantine = byzantine
+    self._rule = _rule_of(aggregator)
+    _check_rule(self._rule)
+
+  def check(
+    self,
+    strategy: tf.distribute.Strategy,
+    optimizer: keras.optimizers.Optimizer,
+  ) -> None:
+    """Refuses what would not be aggregated, or not as it should be.
+
+    Raises:
+      ValueError: always with what to do instead.
+    """
+    _check_strategy(strategy)
+    _check_optimizer(optimizer)
+    if self.byzantine is not None:
+      self.byzantine.check(strategy.num_replicas_in_sync)
+
+  def batch_reduce_implementation(
+    self, reduce_op, value_destination_pairs, options
+  ):
+    """Returns the aggregates of gradients; anything else is reduced as usual.
+
+    TensorFlow calls it, with the values of all variables at once.
+    """
+    optimizer = compatibility.reducing_gradients_of()
+    if optimizer is None or self._is_plain_mean():
+      return super().batch_reduce_implementation(
+        reduce_op, value_destination_pairs, options
+      )
+    updates = _dense_updates(value_destination_pairs)
+    scale = len(updates) if reduce_op == tf.distribute.ReduceOp.SUM else 1
+    with tf.device(updates[0][0].device):
+      aggregate = self._aggregate(updates, scale, optimizer)
+    return [
+      self.broadcast_implementation(gradient, variable)
+      for gradient, (_, variable) in zip(
+        aggregate, value_destination_pairs, strict=True
+      )
+    ]
+
+  def _is_plain_mean(self) -> bool:
+    return self._rule is aggregators.mean and self.byzantine is None
+
+  def _aggregate(
+    self,
+    updates: Sequence[Sequence[tf.Tensor]],
+    scale: int,
+    optimizer: keras.optimizers.Optimizer,
+  ) -> list[tf.Tensor]:
+    """Returns the rule of `scale` times the updates, one tensor a variable."""
+    is_ours = self._rule in aggregators.AGGREGATORS.values()
+    if is_ours and self.byzantine is None:
+      # These read the variables where they are, and are scale-equivariant.
+      aggregate = self.aggregator(updates)
+      return [x if scale == 1 else x * scale for x in aggregate]
+    rows = tf.concat([pack(update, 1) for update in updates], axis=0)
+    # An attack may send numbers of any size, and a user's rule weigh them.
+    rows = rows if scale == 1 else rows * scale
+    if self.byzantine is not None:
+      rows = self.byzantine(rows, tf.convert_to_tensor(optimizer.iterations))
+    like = [tf.TensorSpec(x.shape, x.dtype) for x in updates[0]]
+    return unpack(_checked(self.aggregator(rows), rows), like)
+
+
+def _rule_of(aggregator: Callable) -> Callable:
+  """Returns the function whose parameters `functools.partial` fixed."""
+  while isinstance(aggregator, functools.partial):
+    aggregator = aggregator.func
+  return aggregator
+
+
+def _check_rule(rule: Callable) -> None:
+  if not callable(rule):
+    raise TypeError(
+      f"aggregator is a {type(rule).__name__}: give a rule of"
+      " robust_tf.aggregators, or a function of updates [n, d]"
+    )
+  if rule in (aggregators.zeno, aggregators.zeno_plus_plus):
+    raise ValueError(
+      f"aggregator {rule.__name__} needs a loss and the learning rate, which"
+      " cross-device ops do not have: use RobustOptimizer with a"
+      " ValidationLoss"
+    )
+
+
+def _check_strategy(strategy: tf.distribute.Strategy) -> None:
+  kind = compatibility.strategy_kind(strategy)
+  if kind is not StrategyKind.MIRRORED:
+    raise ValueError(
+      f"RobustCrossDeviceOps under {type(strategy).__name__}: they are for"
+      " MirroredStrategy; use RobustOptimizer"
+    )
+  if strategy.num_replicas_in_sync == 1:
+    raise ValueError(
+      "MirroredStrategy has 1 replica, and so nothing to aggregate: name 2 or"
+      " more devices, or simulate workers with VectorizedWorkers and"
+      " RobustOptimizer"
+    )
+  if compatibility.in_xla():
+    raise ValueError(
+      "jit_compile=True goes past cross-device ops: compile the model with"
+      " jit_compile=False (the rules compile themselves)"
+    )
+
+
+def _check_optimizer(optimizer: keras.optimizers.Optimizer) -> None:
+  if compatibility.reduces_by_itself(optimizer):
+    raise ValueError(
+      f"{optimizer.name} does not leave the reduction of its gradients to"
+      " Keras, as the optimizer inside a RobustOptimizer does not: under"
+      " RobustCrossDeviceOps use a plain optimizer, or RobustOptimizer under"
+      " other cross-device ops"
+    )
+  for field in ("gradient_accumulation_steps", "ema_overwrite_frequency"):
+    # Keras calls merge_call inside a cond for them, which TensorFlow refuses.
+    if getattr(optimizer, field):
+      raise ValueError(
+        f"{optimizer.name} has {field}={getattr(optimizer, field)}, which"
+        " Keras cannot do under MirroredStrategy: "
+        + (
+          "set it on a RobustOptimizer"
+          if field == "gradient_accumulation_steps"
+          else "leave it unset, and call finalize_variable_values when trained"
+        )
+      )
+
+
+def _dense_updates(value_destination_pairs) -> list[list[tf.Tensor]]:
+  """Returns each replica's gradients as tensors of the variables' shapes."""
+  by_variable = [
+    [_dense(value, variable) for value in values.values]
+    for values, variable in value_destination_pairs
+  ]
+  return [list(update) for update in zip(*by_variable, strict=True)]
+
+
+def _dense(gradient, variable) -> tf.Tensor:
+  if not isinstance(gradient, tf.IndexedSlices):
+    return tf.ensure_shape(gradient, variable.shape)
+  with tf.device(gradient.device):
+    return tf.math.unsorted_segment_sum(
+      gradient.values, gradient.indices, variable.shape[0]
+    )
+
+
+def _checked(aggregate, rows: tf.Tensor) -> tf.Tensor:
+  """Returns what a rule made of rows [n, d], if it can be a gradient."""
+  aggregate = tf.convert_to_tensor(aggregate)
+  if not aggregate.shape.is_compatible_with(rows.shape[1:]):
+    raise ValueError(
+      f"aggregator returned shape {aggregate.shape} for updates of shape"
+      f" {rows.shape}: it must return {rows.shape[1:]}"
+    )
+  if aggregate.dtype != rows.dtype:
+    raise ValueError(
+      f"aggregator returned {aggregate.dtype.name} for updates of"
+      f" {rows.dtype.name}: it must return {rows.dtype.name}"
+    )
+  return tf.ensure_shape(aggregate, rows.shape[1:])
