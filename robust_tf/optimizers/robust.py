@@ -63,6 +63,8 @@ class RobustOptimizer(keras.optimizers.Optimizer):
     self.inner_optimizer = compatibility.without_gradient_reduction(
       inner_optimizer
     )
+    if compatibility.strategy_kind() is StrategyKind.MULTI_WORKER:
+      compatibility.allow_multi_worker_fit()
     self.aggregator = aggregator
     self.workers_per_replica = workers_per_replica
 
