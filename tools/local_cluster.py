@@ -116,7 +116,7 @@ def worker_environments(
   num_workers: int, environment: Mapping[str, str]
 ) -> list[dict[str, str]]:
   """Returns the variables of each process: TF_CONFIG and no proxies."""
-  hosts = [f"localhost:{port}" for port in _free_ports(num_workers)]
+  hosts = free_addresses(num_workers)
   kept = {k: v for k, v in environment.items() if k.lower() not in _PROXIES}
   # Fail at once when a peer is gone, not after gRPC's own retries.
   kept["GRPC_FAIL_FAST"] = "use_caller"
@@ -134,14 +134,14 @@ def worker_environments(
   ]
 
 
-def _free_ports(count: int) -> list[int]:
-  """Returns ports that nothing listens on, all different."""
+def free_addresses(count: int) -> list[str]:
+  """Returns addresses of this machine that nothing listens on."""
   with contextlib.ExitStack() as stack:
     sockets = [
       stack.enter_context(socket.create_server(("localhost", 0)))
       for _ in range(count)
     ]
-    return [x.getsockname()[1] for x in sockets]
+    return [f"localhost:{x.getsockname()[1]}" for x in sockets]
 
 
 @contextlib.contextmanager

@@ -20,6 +20,7 @@ from collections.abc import Sequence
 import keras
 import tensorflow as tf
 from keras.src.backend.tensorflow import trainer as keras_trainer
+from tensorflow.python.distribute import numpy_dataset
 from tensorflow.python.ops import control_flow_util
 
 CHECKED_TENSORFLOW = "2.21"
@@ -86,6 +87,23 @@ def strategy_kind(strategy: tf.distribute.Strategy | None = None):
 def local_replica_devices(strategy: tf.distribute.Strategy) -> tuple[str, ...]:
   """Returns the device of each replica of this process, in replica order."""
   return tuple(strategy.extended.worker_devices)
+
+
+@contextlib.contextmanager
+def variables_on(device: str) -> Iterator[None]:
+  """Makes variables on one device alone, inside the scope of a strategy.
+
+  They are no mirrored variables: each replica has its own, and a checkpoint
+  holds them all.
+  """
+
+  def create(next_creator, **kwargs):
+    # TensorFlow 2.21: what MirroredExtended._create_variable leaves alone.
+    kwargs["colocate_with"] = numpy_dataset.SingleDevice(device)
+    return next_creator(**kwargs)
+
+  with tf.variable_creator_scope(create):
+    yield
 
 
 def cross_device_ops(
@@ -173,17 +191,17 @@ def sum_gradients(
     )
 
 
-def tag_gradients(ops_type: type[tf.distribute.CrossDeviceOps]) -> None:
-  """Makes Keras say which reductions are of gradients, to these ops alone.
+def tag_gradients() -> None:
+  """Makes Keras say which reductions are of gradients, to ops that ask.
 
+  Those are the ones with `check_optimizer(strategy, optimizer)`, which is
+  called in replica context before an optimizer does anything with gradients.
   `keras.optimizers.Optimizer` is changed for the whole process; under a
-  strategy that reduces with anything but `ops_type`, it does what it did.
-  `ops_type` must have `check(strategy, optimizer)`, called in replica context
-  before an optimizer does anything with its gradients.
+  strategy with any other ops it does what it did.
   """
   check_versions()
   optimizer_type = keras.optimizers.Optimizer
-  if getattr(optimizer_type._all_reduce_sum_gradients, "tags", None):
+  if hasattr(optimizer_type._all_reduce_sum_gradients, "tags"):
     return
   # Keras 3.15: _backend_apply_gradients (accumulates, clips, decays) ends in
   # _backend_update_step, which calls _all_reduce_sum_gradients once.
@@ -193,13 +211,13 @@ def tag_gradients(ops_type: type[tf.distribute.CrossDeviceOps]) -> None:
   def apply_gradients(self, grads, trainable_variables):
     strategy = tf.distribute.get_strategy()
     ops = cross_device_ops(strategy)
-    if isinstance(ops, ops_type):
-      ops.check(strategy, self)
+    if hasattr(ops, "check_optimizer"):
+      ops.check_optimizer(strategy, self)
     return stock_apply(self, grads, trainable_variables)
 
   def reduce_gradients(self, grads_and_vars):
     context = tf.distribute.get_replica_context()
-    if not isinstance(cross_device_ops(context.strategy), ops_type):
+    if not hasattr(cross_device_ops(context.strategy), "check_optimizer"):
       return stock_reduce(self, grads_and_vars)
     grads_and_vars = list(grads_and_vars)
     present = [i for i, (g, _) in enumerate(grads_and_vars) if g is not None]

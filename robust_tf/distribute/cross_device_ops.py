@@ -71,13 +71,13 @@ class RobustCrossDeviceOps(tf.distribute.ReductionToOneDevice):
         TensorFlow or Keras that this was not checked with.
     """
     super().__init__()
-    compatibility.tag_gradients(RobustCrossDeviceOps)
+    compatibility.tag_gradients()
     self.aggregator = aggregator
     self.byzantine = byzantine
     self._rule = _rule_of(aggregator)
     _check_rule(self._rule)
 
-  def check(
+  def check_optimizer(
     self,
     strategy: tf.distribute.Strategy,
     optimizer: keras.optimizers.Optimizer,

@@ -1,0 +1,299 @@
+"""Private hooks do what they say; versions without them are refused."""
+
+import types
+
+import keras
+import numpy as np
+import pytest
+
+from robust_tf.distribute import compatibility
+from robust_tf.distribute.compatibility import StrategyKind
+from tests.tensorflow_setup import DEVICES
+from tests.tensorflow_setup import run_script
+from tests.tensorflow_setup import tf
+from tools import local_cluster
+
+
+class TaggingOps(tf.distribute.ReductionToOneDevice):
+  """Keeps whose gradients each batch holds, and sums as usual."""
+
+  def __init__(self):
+    super().__init__()
+    self.batches = []
+    self.checked = []
+
+  def check_optimizer(self, strategy, optimizer):
+    self.checked.append(optimizer)
+
+  def batch_reduce_implementation(
+    self, reduce_op, value_destination_pairs, options
+  ):
+    self.batches.append(
+      (compatibility.reducing_gradients_of(), len(value_destination_pairs))
+    )
+    return super().batch_reduce_implementation(
+      reduce_op, value_destination_pairs, options
+    )
+
+
+def mirrored(ops):
+  return tf.distribute.MirroredStrategy(DEVICES, cross_device_ops=ops)
+
+
+def fit(strategy, layers, optimizer):
+  with strategy.scope():
+    model = keras.Sequential([keras.Input((5,)), *layers()])
+    model.compile(optimizer(), "mse", metrics=["mae"])
+  model.fit(np.ones((16, 5)), np.ones((16, 1)), batch_size=8, verbose=0)
+  return model
+
+
+def test_installed_versions_pass():
+  compatibility.check_versions()
+
+
+@pytest.mark.parametrize(
+  ("module", "version"),
+  [("tf", "2.20.0"), ("tf", "2.210.0"), ("keras", "3.14.1"), ("keras", "4.0")],
+)
+def test_other_version_is_refused(module, version, monkeypatch):
+  other = types.SimpleNamespace(__version__=version)
+  monkeypatch.setattr(compatibility, module, other)
+  with pytest.raises(
+    ValueError,
+    match=rf"{version}.*TensorFlow 2\.21\.x and Keras 3\.15\.x",
+  ):
+    compatibility.check_versions.__wrapped__()
+
+
+def test_other_backend_is_refused(monkeypatch):
+  monkeypatch.setattr(keras.backend, "backend", lambda: "jax")
+  with pytest.raises(ValueError, match="'jax'.*KERAS_BACKEND=tensorflow"):
+    compatibility.check_versions.__wrapped__()
+
+
+def test_kind_without_strategy_is_none():
+  assert compatibility.strategy_kind() is StrategyKind.NONE
+
+
+@pytest.mark.parametrize(
+  ("strategy", "kind"),
+  [
+    (lambda: mirrored(None), StrategyKind.MIRRORED),
+    (lambda: tf.distribute.OneDeviceStrategy("CPU:0"), StrategyKind.OTHER),
+    (
+      tf.distribute.experimental.CentralStorageStrategy,
+      StrategyKind.OTHER,
+    ),
+  ],
+)
+def test_kind_is_that_of_the_strategy(strategy, kind):
+  strategy = strategy()
+  assert compatibility.strategy_kind(strategy) is kind
+  with strategy.scope():
+    assert compatibility.strategy_kind() is kind
+    found = strategy.run(
+      lambda: tf.constant(compatibility.strategy_kind() is kind)
+    )
+  assert all(strategy.experimental_local_results(found))
+
+
+# Servers and collective ops, which a process keeps once it has them.
+PARAMETER_SERVERS = """
+import sys
+import tensorflow as tf
+from robust_tf.distribute import compatibility
+
+cluster = {"ps": [sys.argv[1]], "worker": [sys.argv[2]]}
+servers = [tf.distribute.Server(cluster, job, 0) for job in cluster]
+strategy = tf.distribute.ParameterServerStrategy(
+  tf.distribute.cluster_resolver.SimpleClusterResolver(
+    tf.train.ClusterSpec(cluster), rpc_layer="grpc"
+  )
+)
+print(compatibility.strategy_kind(strategy).name)
+"""
+MULTI_WORKER = """
+import tensorflow as tf
+from robust_tf.distribute import compatibility
+
+strategy = tf.distribute.MultiWorkerMirroredStrategy()
+print(compatibility.strategy_kind(strategy).name)
+"""
+
+
+def test_kind_with_parameter_servers_is_seen():
+  result = run_script(PARAMETER_SERVERS, *local_cluster.free_addresses(2))
+  assert result.stdout.split() == ["PARAMETER_SERVER"], result.stderr
+
+
+def test_kind_with_several_processes_is_seen():
+  result = run_script(MULTI_WORKER)
+  assert result.stdout.split() == ["MULTI_WORKER"], result.stderr
+
+
+def test_replica_devices_are_in_order():
+  assert compatibility.local_replica_devices(mirrored(None)) == DEVICES
+
+
+def test_cross_device_ops_are_those_of_the_strategy():
+  ops = tf.distribute.ReductionToOneDevice()
+  assert compatibility.cross_device_ops(mirrored(ops)) is ops
+  one = tf.distribute.OneDeviceStrategy("CPU:0")
+  assert compatibility.cross_device_ops(one) is None
+
+
+def test_xla_is_seen_while_a_function_is_traced():
+  seen = []
+
+  def function(x):
+    seen.append(compatibility.in_xla())
+    return x
+
+  tf.function(function, jit_compile=True)(tf.constant(1.0))
+  tf.function(function)(tf.constant(1.0))
+  assert seen == [True, False]
+  assert not compatibility.in_xla()
+
+
+def test_optimizer_without_reduction_applies_what_each_replica_gives():
+  strategy = mirrored(tf.distribute.ReductionToOneDevice())
+  with strategy.scope():
+    variable = keras.Variable(np.zeros(2, np.float32))
+    optimizer = compatibility.without_gradient_reduction(
+      keras.optimizers.SGD(1.0)
+    )
+
+  @tf.function
+  def step():
+    replica = tf.distribute.get_replica_context().replica_id_in_sync_group
+    gradient = tf.fill([2], 1.0 + tf.cast(replica, tf.float32))
+    optimizer.apply([gradient], [variable])
+
+  strategy.run(step)
+  replicas = strategy.experimental_local_results(variable.value)
+  assert [x.numpy().tolist() for x in replicas] == [
+    [-1.0 - i, -1.0 - i] for i in range(4)
+  ]
+
+
+def test_optimizer_without_reduction_is_copied_whole():
+  optimizer = compatibility.without_gradient_reduction(
+    keras.optimizers.SGD(1.0)
+  )
+  copy = keras.optimizers.SGD.from_config(optimizer.get_config())
+  assert compatibility.reduces_by_itself(optimizer)
+  assert not compatibility.reduces_by_itself(copy)
+
+
+@pytest.mark.parametrize(
+  ("optimizer", "error", "match"),
+  [
+    (lambda: "sgd", TypeError, "must be a Keras optimizer, got str"),
+    (
+      lambda: keras.optimizers.LossScaleOptimizer(keras.optimizers.SGD()),
+      ValueError,
+      "wrap the aggregating optimizer in it",
+    ),
+  ],
+)
+def test_what_cannot_do_without_reduction_is_refused(optimizer, error, match):
+  with pytest.raises(error, match=match):
+    compatibility.without_gradient_reduction(optimizer())
+
+
+def test_subclass_that_reduces_by_itself_is_seen():
+  class Own(keras.optimizers.SGD):
+    def _all_reduce_sum_gradients(self, grads_and_vars):
+      return grads_and_vars
+
+  assert compatibility.reduces_by_itself(Own())
+
+
+@pytest.mark.parametrize(
+  ("optimizer", "inner"),
+  [
+    (keras.optimizers.SGD, lambda x: x),
+    (
+      lambda: keras.optimizers.Adam(
+        clipnorm=1.0, weight_decay=0.1, use_ema=True
+      ),
+      lambda x: x,
+    ),
+    (
+      lambda: keras.optimizers.LossScaleOptimizer(keras.optimizers.SGD()),
+      lambda x: x.inner_optimizer,
+    ),
+  ],
+)
+def test_gradients_are_tagged_and_nothing_else(optimizer, inner):
+  ops = TaggingOps()
+  compatibility.tag_gradients()
+  model = fit(
+    mirrored(ops),
+    lambda: [
+      keras.layers.Dense(3),
+      keras.layers.BatchNormalization(synchronized=True),
+      keras.layers.Dense(1),
+    ],
+    optimizer,
+  )
+  whose = inner(model.optimizer)
+  gradients = [size for found, size in ops.batches if found is not None]
+  others = [size for found, size in ops.batches if found is None]
+  assert {x for x, _ in ops.batches} == {None, whose}
+  assert set(gradients) == {len(model.trainable_variables)}
+  assert others  # of synchronised batch normalisation
+  assert set(ops.checked) == {whose}
+  assert compatibility.reducing_gradients_of() is None
+
+
+def test_single_gradient_is_tagged():
+  ops = TaggingOps()
+  compatibility.tag_gradients()
+  model = fit(
+    mirrored(ops),
+    lambda: [keras.layers.Dense(1, use_bias=False)],
+    keras.optimizers.SGD,
+  )
+  assert {x for x, _ in ops.batches} == {model.optimizer}
+
+
+def test_variables_without_gradients_are_left_out():
+  ops = TaggingOps()
+  compatibility.tag_gradients()
+  strategy = mirrored(ops)
+  with strategy.scope():
+    variables = [keras.Variable(np.zeros(2)) for _ in range(3)]
+    optimizer = keras.optimizers.SGD(1.0)
+
+  @tf.function
+  def step():
+    gradients = [tf.ones(2), None, tf.ones(2)]
+    optimizer.apply(gradients, variables)
+
+  with pytest.warns(UserWarning, match="Gradients do not exist"):
+    strategy.run(step)
+  assert {size for _, size in ops.batches} == {2}
+  assert [x.numpy().tolist() for x in variables] == [
+    [-4.0, -4.0],
+    [0.0, 0.0],
+    [-4.0, -4.0],
+  ]
+
+
+def test_other_ops_are_left_alone():
+  compatibility.tag_gradients()
+  strategy = mirrored(tf.distribute.ReductionToOneDevice())
+  with strategy.scope():
+    variable = keras.Variable(np.zeros(2, np.float32))
+    optimizer = keras.optimizers.SGD(1.0)
+  strategy.run(tf.function(lambda: optimizer.apply([tf.ones(2)], [variable])))
+  assert variable.numpy().tolist() == [-4.0, -4.0]
+
+
+def test_tag_is_left_when_a_reduction_fails():
+  with pytest.raises(KeyError), compatibility.gradients_of("optimizer"):
+    assert compatibility.reducing_gradients_of() == "optimizer"
+    raise KeyError
+  assert compatibility.reducing_gradients_of() is None
