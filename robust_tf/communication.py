@@ -8,6 +8,7 @@ order of workers is that of the replicas, and within a replica that of its
 rows.
 """
 
+import contextlib
 from collections.abc import Callable
 from collections.abc import Sequence
 
@@ -44,6 +45,13 @@ def replica_devices() -> tuple[str | None, ...]:
   if not tf.distribute.has_strategy():
     return (None,)
   return compatibility.local_replica_devices(tf.distribute.get_strategy())
+
+
+def variables_on(device: str | None) -> contextlib.AbstractContextManager:
+  """Returns a scope in which variables are made on one replica's device."""
+  if device is None:
+    return contextlib.nullcontext()
+  return compatibility.variables_on(device)
 
 
 def local_values(values: Sequence) -> list[list[tf.Tensor]]:

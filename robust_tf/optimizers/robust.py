@@ -24,28 +24,47 @@ mean as the rule the result is what Keras computes without this wrapper.
 from collections.abc import Callable
 
 import keras
+import numpy as np
 import tensorflow as tf
 
 from robust_tf import aggregators
 from robust_tf import communication
+from robust_tf.attacks.byzantine import Byzantine
 from robust_tf.distribute import compatibility
 from robust_tf.distribute.compatibility import StrategyKind
 from robust_tf.distribute.packing import unpack
+from robust_tf.distribute.validation_loss import NoValidationLoss
+from robust_tf.distribute.validation_loss import ValidationLoss
+from robust_tf.optimizers import requirements
 from robust_tf.optimizers import rule_config
+from robust_tf.optimizers.clipping import clipping
+from robust_tf.optimizers.step_report import measure
+from robust_tf.optimizers.step_report import StepReport
 
 
 @keras.saving.register_keras_serializable("robust_tf")
 class RobustOptimizer(keras.optimizers.Optimizer):
   """Applies what a rule makes of all workers' gradients.
 
-  To be made inside `strategy.scope()`, like any optimizer. What one step does,
-  in this order: gradients are accumulated, then clipped, by this wrapper and
-  for each worker alone; Byzantine workers' rows are replaced (in experiments);
-  the rule aggregates; the inner optimizer applies, and clips, the aggregate.
+  To be made inside `strategy.scope()`, like any optimizer. One step does this,
+  in this order: gradients are accumulated, then clipped, for each worker alone
+  and by this wrapper's settings; Byzantine workers' rows are replaced (in
+  experiments); the rule aggregates; the inner optimizer applies, and by its
+  own settings clips, the aggregate. With `keras.optimizers.LossScaleOptimizer`
+  around it, as `compile` puts it under mixed precision, rows are unscaled.
+
+  Workers are the strategy's replicas. With `workers_per_replica=m` each replica
+  computes the gradients of m workers, along a leading axis of every gradient,
+  as `VectorizedWorkers` does.
 
   Attributes:
     inner_optimizer: the optimizer that gets the aggregate.
     aggregator: the rule.
+    byzantine: the attack, if there is one.
+    validation_loss: the loss that Zeno scores gradients with.
+    gradient_accumulation_steps: calls of `apply` for one update.
+    workers_per_replica: None, or the length of the gradients' leading axis.
+    report: the `StepReport`, if asked for.
   """
 
   def __init__(
@@ -53,25 +72,115 @@ class RobustOptimizer(keras.optimizers.Optimizer):
     inner_optimizer: keras.optimizers.Optimizer,
     aggregator: Callable,
     *,
+    byzantine: Byzantine | None = None,
+    validation_loss: ValidationLoss | None = None,
+    clipnorm: float | None = None,
+    clipvalue: float | None = None,
+    global_clipnorm: float | None = None,
+    gradient_accumulation_steps: int | None = None,
     workers_per_replica: int | None = None,
+    report: bool = False,
     name: str = "robust_optimizer",
   ):
-    _check_inner(inner_optimizer)
+    """Wraps an optimizer that has not been built.
+
+    Args:
+      inner_optimizer: any Keras optimizer. An update is one step of its
+        learning rate schedule.
+      aggregator: a rule of `robust_tf.aggregators`, with its parameters set by
+        `functools.partial`, or any function of the rows [n, d] that returns
+        [d] in their dtype, made of TensorFlow operations.
+      byzantine: which workers attack, and how: for experiments. Steps are
+        counted in updates.
+      validation_loss: what `aggregators.zeno` needs, and no other rule.
+      clipnorm: limit for the norm of each variable's gradient of each worker.
+      clipvalue: limit for each element of it.
+      global_clipnorm: limit for the norm of each worker's whole gradient.
+      gradient_accumulation_steps: apply the mean of each worker's gradients
+        over so many calls, 2 or more, once.
+      workers_per_replica: the workers whose gradients each replica computes,
+        for `VectorizedWorkers`.
+      report: keep what aggregation did for `AggregationReport`; it costs two
+        more passes over the rows, and a copy of them.
+      name: the optimizer's name.
+
+    Raises:
+      TypeError: an argument of a wrong type.
+      ValueError: an argument out of range, too few workers for the rule, or
+        what cannot work together, with what to do instead.
+    """
+    if isinstance(inner_optimizer, RobustOptimizer):
+      raise ValueError(
+        "inner_optimizer is a RobustOptimizer: gradients would be aggregated"
+        " twice; wrap an optimizer once"
+      )
+    requirements.check_strategy()
+    requirements.check_inner(inner_optimizer)
+    requirements.check_unbuilt(inner_optimizer)
+    requirements.check_count(
+      "gradient_accumulation_steps", gradient_accumulation_steps, 2
+    )
+    requirements.check_count("workers_per_replica", workers_per_replica, 1)
+    requirements.check_validation_loss(
+      inner_optimizer, aggregator, validation_loss
+    )
     super().__init__(
-      learning_rate=lambda: inner_optimizer.learning_rate, name=name
+      learning_rate=lambda: inner_optimizer.learning_rate,
+      clipnorm=clipnorm,
+      clipvalue=clipvalue,
+      global_clipnorm=global_clipnorm,
+      name=name,
     )
-    self.inner_optimizer = compatibility.without_gradient_reduction(
-      inner_optimizer
-    )
-    if compatibility.strategy_kind() is StrategyKind.MULTI_WORKER:
-      compatibility.allow_multi_worker_fit()
+    self.inner_optimizer = inner_optimizer
     self.aggregator = aggregator
+    self.byzantine = byzantine
+    self.validation_loss = validation_loss
     self.workers_per_replica = workers_per_replica
+    self.report = StepReport() if report else None
+    self._clip = clipping(clipnorm, clipvalue, global_clipnorm)
+    self._accumulation_steps = gradient_accumulation_steps
+    self._accumulators = []
+    self._strategy = tf.distribute.get_strategy()
+    if byzantine is not None:
+      byzantine.check(self.num_workers)
+    # One worker is refused when it trains: a model that many workers trained
+    # is loaded and used on one.
+    if self.num_workers > 1:
+      requirements.check_rule(aggregator, self.num_workers)
+
+  @property
+  def num_workers(self) -> int:
+    """The number of workers whose gradients are aggregated."""
+    return self._strategy.num_replicas_in_sync * (self.workers_per_replica or 1)
 
   def build(self, variables):
     """Creates the variables of both optimizers."""
+    requirements.check_variables(variables)
     self.inner_optimizer.build(variables)
+    for part in requirements.inner_parts(self.inner_optimizer):
+      requirements.check_inner(part)
+      compatibility.without_gradient_reduction(part)
+    if self._accumulation_steps is not None:
+      self._accumulators = [
+        self._accumulators_of(replica, device, variables)
+        for replica, device in enumerate(communication.replica_devices())
+      ]
     super().build(variables)
+
+  def _accumulators_of(self, replica, device, variables) -> list:
+    """Returns a variable on one replica's device for each of its gradients."""
+    rows = (
+      [] if self.workers_per_replica is None else [self.workers_per_replica]
+    )
+    with communication.variables_on(device):
+      return [
+        self.add_variable(
+          shape=[*rows, *variable.shape],
+          dtype=variable.dtype,
+          name=f"gradient_accumulator_{replica}",
+        )
+        for variable in variables
+      ]
 
   def apply(self, grads, trainable_variables=None):
     """Aggregates the workers' gradients, and applies the aggregate.
@@ -79,8 +188,13 @@ class RobustOptimizer(keras.optimizers.Optimizer):
     Args:
       grads: this replica's gradients, one a variable; None where there is
         none. With `workers_per_replica=m` they have a leading axis of m.
-      trainable_variables: the variables, if not those it was built with.
+      trainable_variables: the variables, if not all it was built with.
+
+    Raises:
+      ValueError: it is called where it cannot work; no variable has a
+        gradient; a gradient has not its variable's shape.
     """
+    requirements.check_step(self._strategy, self.num_workers)
     grads = list(grads)
     if trainable_variables is None:
       variables = self._trainable_variables
@@ -90,56 +204,154 @@ class RobustOptimizer(keras.optimizers.Optimizer):
       self.build(variables)
     present = [k for k, gradient in enumerate(grads) if gradient is not None]
     if not present:
-      # Says that there are no gradients, in Keras' own words.
+      # Keras' own words for no gradients at all.
       self.inner_optimizer.apply(grads, variables)
       return
     communication.once(
       lambda *merged: self._step(merged, present, variables),
-      *[self._unscaled(grads[k], variables[k]) for k in present],
+      *[self._own_gradient(grads[k], variables[k]) for k in present],
     )
     self._iterations.assign_add(1)
 
-  def _unscaled(self, gradient, variable) -> tf.Tensor:
-    """Returns a gradient of the mean loss of this replica, as a tensor."""
+  def _own_gradient(self, gradient, variable) -> tf.Tensor:
+    """Returns a replica's gradient of its own mean loss, as a tensor."""
     if isinstance(gradient, tf.IndexedSlices):
       gradient = tf.math.unsorted_segment_sum(
         gradient.values, gradient.indices, variable.shape[0]
       )
-    num_replicas = tf.distribute.get_strategy().num_replicas_in_sync
+    requirements.check_gradient(gradient, variable, self.workers_per_replica)
+    num_replicas = self._strategy.num_replicas_in_sync
     return gradient if num_replicas == 1 else gradient * num_replicas
 
   def _step(self, merged, present, variables) -> None:
-    """Aggregates and applies; called once for all replicas of the process."""
-    updates = communication.local_values(merged)
-    like = [
-      tf.TensorSpec(v.shape, g.dtype)
-      for v, g in zip([variables[k] for k in present], updates[0])
-    ]
-    with tf.device(communication.replica_devices()[0]):
-      aggregate = self._aggregate(updates, like)
-    gradients = [None] * len(variables)
+    """Accumulates, or aggregates and applies; outside the replicas.
+
+    Args:
+      merged: the gradients of all replicas of this process.
+      present: the positions, in `variables`, of those that have them.
+      variables: the variables.
+    """
+    requirements.check_not_compiled()
+    gradients = communication.local_values(merged)
+    if self._accumulation_steps is None:
+      self._update(gradients, present, variables)
+      return
+    indices = [self._get_variable_index(variables[k]) for k in present]
+    sums = [[replica[i] for i in indices] for replica in self._accumulators]
+    for accumulators, values in zip(sums, gradients, strict=True):
+      for accumulator, value in zip(accumulators, values, strict=True):
+        accumulator.assign_add(value)
+    steps = self._accumulation_steps
+
+    def update():
+      means = [[v.value / steps for v in replica] for replica in sums]
+      self._update(means, present, variables)
+      for accumulator in [v for replica in sums for v in replica]:
+        accumulator.assign(tf.zeros_like(accumulator))
+
+    # Around what the replicas do together, never inside one of them.
+    tf.cond((self._iterations + 1) % steps == 0, update, lambda: None)
+
+  def _update(self, gradients, present, variables) -> None:
+    """Aggregates gradients and applies the aggregate; outside the replicas."""
+    moved = [variables[k] for k in present]
+    devices = communication.replica_devices()
+    clipped = []
+    for device, values in zip(devices, gradients, strict=True):
+      with tf.device(device):
+        clipped.append(self._clip(values, self.workers_per_replica))
+    with tf.device(devices[0]):
+      aggregate = self._aggregate(clipped, moved)
+    applied = [None] * len(variables)
     for k, gradient in zip(present, aggregate, strict=True):
-      gradients[k] = gradient
+      applied[k] = gradient
     communication.on_every_replica(
-      lambda: self.inner_optimizer.apply(gradients, variables)
+      lambda: self.inner_optimizer.apply(applied, variables)
     )
 
-  def _aggregate(self, updates, like) -> list[tf.Tensor]:
-    rule, _ = rule_config.rule_and_parameters(self.aggregator)
-    in_process = compatibility.strategy_kind() is not StrategyKind.MULTI_WORKER
-    if (
+  def _aggregate(self, gradients, moved) -> list[tf.Tensor]:
+    """Returns what the rule makes of gradients, one tensor a variable.
+
+    Args:
+      gradients: of each replica of this process, one tensor a variable.
+      moved: the variables.
+    """
+    rule, parameters = rule_config.rule_and_parameters(self.aggregator)
+    if self._takes_variables(rule):
+      if requirements.is_zeno(rule):
+        parameters |= self._zeno_arguments(moved, lambda step: step)
+      return rule(gradients, **parameters)
+    like = [
+      tf.TensorSpec(variable.shape, gradient.dtype)
+      for variable, gradient in zip(moved, gradients[0], strict=True)
+    ]
+    rows = communication.all_rows(gradients, self.workers_per_replica or 1)
+    if self.byzantine is not None:
+      rows = self.byzantine(rows, tf.convert_to_tensor(self.iterations))
+    if requirements.is_zeno(rule):
+      parameters |= self._zeno_arguments(moved, lambda step: unpack(step, like))
+    result = requirements.checked_result(rule, rule(rows, **parameters), rows)
+    if self.report is not None:
+      weights = aggregators.WEIGHTS.get(rule)
+      if weights is not None:
+        weights = weights(rows, **parameters)
+      self.report.add(measure(rows, result, weights))
+    return unpack(result, like)
+
+  def _takes_variables(self, rule: Callable) -> bool:
+    """Whether the rule gets each variable as it is, and not rows [n, d]."""
+    return (
       rule in aggregators.AGGREGATORS.values()
-      and in_process
       and self.workers_per_replica is None
-    ):
-      return self.aggregator(updates)
-    rows = communication.all_rows(updates, self.workers_per_replica or 1)
-    return unpack(self.aggregator(rows), like)
+      and self.byzantine is None
+      and self.report is None
+      and compatibility.strategy_kind() is not StrategyKind.MULTI_WORKER
+    )
+
+  def _zeno_arguments(self, moved, as_variables) -> dict:
+    loss_after = self.validation_loss.after_steps(moved)
+    return {
+      "loss": lambda step: loss_after(as_variables(step)),
+      "learning_rate": tf.convert_to_tensor(self.learning_rate),
+    }
 
   @property
   def variables(self):
     """This optimizer's variables, then those of the inner one."""
     return self._variables + self.inner_optimizer.variables
+
+  def set_weights(self, weights):
+    """Sets both optimizers' variables to values in the order of `variables`."""
+    num_own = len(self._variables)
+    super().set_weights(weights[:num_own])
+    self.inner_optimizer.set_weights(weights[num_own:])
+
+  def save_own_variables(self, store):
+    """Saves what is not the inner optimizer's, which Keras saves by itself."""
+    for i, variable in enumerate(self._variables):
+      store[str(i)] = variable.numpy()
+
+  def load_own_variables(self, store):
+    """Loads what `save_own_variables` saved, also for other workers.
+
+    Raises:
+      ValueError: gradients of another number of workers were being
+        accumulated when it was saved.
+    """
+    if not self.built:
+      super().load_own_variables(store)  # says that nothing is loaded
+      return
+    saved = [store[str(i)] for i in range(len(store.keys()))]
+    if len(saved) != len(self._variables):
+      if any(np.any(sums[()]) for sums in saved[1:]):
+        raise ValueError(
+          "the optimizer was saved while it accumulated gradients for other"
+          " workers or another gradient_accumulation_steps than here: save"
+          " after an update, or load with compile=False"
+        )
+      saved = saved[:1]
+    for variable, value in zip(self._variables, saved, strict=False):
+      variable.assign(value)
 
   @property
   def iterations(self):
@@ -155,12 +367,19 @@ class RobustOptimizer(keras.optimizers.Optimizer):
   def learning_rate(self, learning_rate):
     self.inner_optimizer.learning_rate = learning_rate
 
+  def exclude_from_weight_decay(self, var_list=None, var_names=None):
+    """Excludes variables from the inner optimizer's weight decay."""
+    self.inner_optimizer.exclude_from_weight_decay(var_list, var_names)
+
   def finalize_variable_values(self, var_list):
     """Sets the variables to the inner optimizer's average, if it has one."""
     self.inner_optimizer.finalize_variable_values(var_list)
 
   def get_config(self):
-    """Returns what `from_config` makes this optimizer of."""
+    """Returns what `from_config` makes this optimizer of.
+
+    Everything but the validation loss, whose data no file holds.
+    """
     return {
       "inner_optimizer": keras.saving.serialize_keras_object(
         self.inner_optimizer
@@ -168,26 +387,38 @@ class RobustOptimizer(keras.optimizers.Optimizer):
       "aggregator": rule_config.to_config(
         self.aggregator, aggregators.AGGREGATORS
       ),
+      "byzantine": rule_config.byzantine_to_config(self.byzantine),
+      "clipnorm": self.clipnorm,
+      "clipvalue": self.clipvalue,
+      "global_clipnorm": self.global_clipnorm,
+      "gradient_accumulation_steps": self._accumulation_steps,
       "workers_per_replica": self.workers_per_replica,
+      "report": self.report is not None,
       "name": self.name,
     }
 
   @classmethod
   def from_config(cls, config, custom_objects=None):
-    """Returns the optimizer that `get_config` described."""
-    config = dict(config)
-    config["inner_optimizer"] = keras.saving.deserialize_keras_object(
-      config["inner_optimizer"], custom_objects
-    )
-    config["aggregator"] = rule_config.from_config(
+    """Returns the optimizer that `get_config` described.
+
+    With Zeno, `optimizer.validation_loss` must be set before it trains.
+    """
+    aggregator = rule_config.from_config(
       config["aggregator"], aggregators.AGGREGATORS, custom_objects
     )
-    return cls(**config)
-
-
-def _check_inner(inner_optimizer) -> None:
-  if isinstance(inner_optimizer, RobustOptimizer):
-    raise ValueError(
-      "inner_optimizer is a RobustOptimizer: its result would be aggregated"
-      " twice; wrap the optimizer once"
+    rule, _ = rule_config.rule_and_parameters(aggregator)
+    return cls(
+      **{
+        **config,
+        "inner_optimizer": keras.saving.deserialize_keras_object(
+          config["inner_optimizer"], custom_objects
+        ),
+        "aggregator": aggregator,
+        "byzantine": rule_config.byzantine_from_config(
+          config["byzantine"], custom_objects
+        ),
+        "validation_loss": (
+          NoValidationLoss() if requirements.is_zeno(rule) else None
+        ),
+      }
     )

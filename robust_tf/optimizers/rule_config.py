@@ -14,6 +14,13 @@ from typing import Any
 
 import keras
 
+from robust_tf import aggregators
+from robust_tf import attacks
+from robust_tf.attacks.byzantine import Byzantine
+
+# An attack may have the rule that it attacks as a parameter.
+_ATTACKS_AND_RULES = {**aggregators.AGGREGATORS, **attacks.ATTACKS}
+
 
 def rule_and_parameters(choice: Callable) -> tuple[Callable, dict[str, Any]]:
   """Returns a choice's function and the parameters it fixes.
@@ -84,7 +91,6 @@ def from_config(
 
 
 def _parameter_to_config(value, table):
-  # The worst-case attack has the rule it attacks as a parameter.
   if callable(value):
     return {"choice": to_config(value, table)}
   return keras.saving.serialize_keras_object(value)
@@ -94,3 +100,30 @@ def _parameter_from_config(value, table, custom_objects):
   if isinstance(value, Mapping) and set(value) == {"choice"}:
     return from_config(value["choice"], table, custom_objects)
   return keras.saving.deserialize_keras_object(value, custom_objects)
+
+
+def byzantine_to_config(byzantine: Byzantine | None) -> dict | None:
+  """Returns an attack and who attacks as data that JSON can hold."""
+  if byzantine is None:
+    return None
+  return {
+    "workers": list(byzantine.workers),
+    "attack": to_config(byzantine.attack, _ATTACKS_AND_RULES),
+    "start_step": byzantine.start_step,
+    "seed": byzantine.seed,
+  }
+
+
+def byzantine_from_config(
+  config: Mapping[str, Any] | None,
+  custom_objects: Mapping[str, Any] | None = None,
+) -> Byzantine | None:
+  """Returns what `byzantine_to_config` wrote."""
+  if config is None:
+    return None
+  return Byzantine(
+    workers=tuple(config["workers"]),
+    attack=from_config(config["attack"], _ATTACKS_AND_RULES, custom_objects),
+    start_step=config["start_step"],
+    seed=config["seed"],
+  )

@@ -1,0 +1,275 @@
+"""What `RobustOptimizer` needs of what it is given, checked as it is made.
+
+Each function returns nothing, or raises the one error that says what to do.
+"""
+
+import inspect
+import numbers
+from collections.abc import Callable
+from collections.abc import Sequence
+
+import keras
+import tensorflow as tf
+
+from robust_tf import aggregators
+from robust_tf.distribute import compatibility
+from robust_tf.distribute.compatibility import StrategyKind
+from robust_tf.optimizers.rule_config import rule_and_parameters
+
+
+def check_strategy() -> None:
+  """Checks that the current strategy shows an optimizer every worker.
+
+  Raises:
+    ValueError: it does not, or is not known to.
+  """
+  compatibility.check_versions()
+  kind = compatibility.strategy_kind()
+  if kind is StrategyKind.MULTI_WORKER:
+    compatibility.allow_multi_worker_fit()
+  elif kind is StrategyKind.PARAMETER_SERVER:
+    raise ValueError(
+      "under ParameterServerStrategy an optimizer sees the gradients of one"
+      " worker at a time, so RobustOptimizer has nothing to aggregate: let the"
+      " coordinator do it, with the algorithms of robust_tf.federated"
+    )
+  elif kind is StrategyKind.OTHER:
+    raise ValueError(
+      f"RobustOptimizer under {type(tf.distribute.get_strategy()).__name__} is"
+      " not supported: use MirroredStrategy, MultiWorkerMirroredStrategy, or no"
+      " strategy and VectorizedWorkers"
+    )
+
+
+def inner_parts(optimizer) -> Sequence[keras.optimizers.Optimizer]:
+  """Returns the optimizers that reduce gradients: one, or those of many."""
+  if isinstance(optimizer, keras.optimizers.MultiOptimizer):
+    return list(optimizer.optimizers)
+  return [optimizer]
+
+
+def check_inner(optimizer) -> None:
+  """Checks one optimizer that is to be wrapped.
+
+  Raises:
+    TypeError: it is no Keras optimizer.
+    ValueError: it has a setting that does not work inside a wrapper.
+  """
+  if not isinstance(optimizer, keras.optimizers.Optimizer):
+    raise TypeError(
+      f"inner_optimizer is {optimizer!r}: give a Keras optimizer, as"
+      " keras.optimizers.SGD(0.1)"
+    )
+  if isinstance(optimizer, keras.optimizers.LossScaleOptimizer):
+    raise ValueError(
+      "inner_optimizer is a LossScaleOptimizer: put it around the"
+      " RobustOptimizer instead (model.compile does so under mixed_float16)"
+    )
+  if optimizer.gradient_accumulation_steps:
+    raise ValueError(
+      f"{optimizer.name} has gradient_accumulation_steps="
+      f"{optimizer.gradient_accumulation_steps}: each worker's gradients must"
+      " be accumulated before they are aggregated, so set it on the"
+      " RobustOptimizer"
+    )
+  if optimizer.loss_scale_factor is not None:
+    raise ValueError(
+      f"{optimizer.name} has loss_scale_factor={optimizer.loss_scale_factor}:"
+      " leave it out, and put a LossScaleOptimizer around the RobustOptimizer"
+    )
+  if (
+    optimizer.use_ema
+    and optimizer.ema_overwrite_frequency
+    and tf.distribute.has_strategy()
+  ):
+    raise ValueError(
+      f"{optimizer.name} has ema_overwrite_frequency="
+      f"{optimizer.ema_overwrite_frequency}, which Keras cannot do under a"
+      " strategy: leave it unset; the average becomes the weights at the end"
+      " of fit, or where finalize_variable_values is called"
+    )
+
+
+def check_unbuilt(optimizer: keras.optimizers.Optimizer) -> None:
+  """Checks that an optimizer has not been used before it is wrapped.
+
+  Raises:
+    ValueError: it has.
+  """
+  if optimizer.built:
+    raise ValueError(
+      f"{optimizer.name} is built already: a model that was compiled with it"
+      " would share its state; wrap a new optimizer"
+    )
+
+
+def check_count(name: str, value: int | None, least: int) -> None:
+  """Checks an optional integer.
+
+  Raises:
+    TypeError: it is no integer.
+    ValueError: it is below `least`.
+  """
+  if value is None:
+    return
+  if isinstance(value, bool) or not isinstance(value, numbers.Integral):
+    raise TypeError(f"{name}={value!r} must be an integer or None")
+  if value < least:
+    raise ValueError(f"{name}={value} must be {least} or more, or None")
+
+
+def check_validation_loss(
+  inner_optimizer: keras.optimizers.Optimizer,
+  aggregator: Callable,
+  validation_loss,
+) -> None:
+  """Checks that Zeno has what it needs, and no other rule gets it.
+
+  Raises:
+    ValueError: otherwise.
+  """
+  rule, _ = rule_and_parameters(aggregator)
+  if not is_zeno(rule):
+    if validation_loss is not None:
+      raise ValueError(
+        f"validation_loss is for aggregators.zeno, not for {rule_name(rule)}:"
+        " leave it out"
+      )
+    return
+  if validation_loss is None:
+    raise ValueError(
+      "aggregators.zeno scores gradients by a loss on held-out data: give"
+      " validation_loss=ValidationLoss(model, loss, dataset)"
+    )
+  if isinstance(inner_optimizer, keras.optimizers.MultiOptimizer):
+    raise ValueError(
+      "aggregators.zeno needs the learning rate, and a MultiOptimizer has"
+      " several: wrap one optimizer"
+    )
+
+
+def is_zeno(rule: Callable) -> bool:
+  """Whether a rule scores updates by a loss."""
+  return rule is aggregators.AGGREGATORS.get("zeno")
+
+
+def check_rule(aggregator: Callable, num_workers: int) -> None:
+  """Checks that a rule makes one update of those of so many workers.
+
+  It is traced once with updates of no particular length.
+
+  Raises:
+    ValueError: it does not; or the rule's own error for too few workers.
+  """
+  rule, _ = rule_and_parameters(aggregator)
+  arguments = {}
+  if is_zeno(rule):
+    arguments = {"loss": lambda step: tf.zeros([]), "learning_rate": 0.1}
+
+  @tf.function(autograph=False)
+  def probe(rows):
+    return checked_result(aggregator, aggregator(rows, **arguments), rows)
+
+  probe.get_concrete_function(tf.TensorSpec([num_workers, None], tf.float32))
+
+
+def checked_result(aggregator: Callable, result, rows: tf.Tensor) -> tf.Tensor:
+  """Returns what a rule made of rows [n, d], if it is one update.
+
+  Raises:
+    ValueError: it is not [d] in the dtype of the rows.
+  """
+  result = tf.convert_to_tensor(result)
+  if (
+    not result.shape.is_compatible_with(rows.shape[1:])
+    or result.dtype != rows.dtype
+  ):
+    rule, _ = rule_and_parameters(aggregator)
+    raise ValueError(
+      f"aggregator {rule_name(rule)} returned {result.dtype.name}"
+      f" {result.shape} for updates {rows.dtype.name} {rows.shape}: it must"
+      f" return {rows.dtype.name} {rows.shape[1:]}"
+    )
+  return tf.ensure_shape(result, rows.shape[1:])
+
+
+def rule_name(rule: Callable) -> str:
+  """Returns what to call a rule in a message."""
+  if inspect.isroutine(rule):
+    return rule.__name__
+  return type(rule).__name__
+
+
+def check_step(made_under: tf.distribute.Strategy, num_workers: int) -> None:
+  """Checks where `apply` is called.
+
+  Raises:
+    ValueError: under another strategy than the optimizer was made under,
+      outside the replicas, or with a single worker.
+  """
+  strategy = tf.distribute.get_strategy()
+  if strategy is not made_under:
+    raise ValueError(
+      "RobustOptimizer was made under"
+      f" {type(made_under).__name__} and is used under"
+      f" {type(strategy).__name__}: make it, and compile the model, inside"
+      " strategy.scope()"
+    )
+  if tf.distribute.in_cross_replica_context():
+    raise ValueError(
+      "RobustOptimizer.apply is called outside the replicas: call it in a"
+      " function that strategy.run runs"
+    )
+  if num_workers == 1:
+    raise ValueError(
+      "RobustOptimizer has 1 worker, and so nothing to aggregate: make it"
+      " inside the scope of a strategy with several replicas; or set"
+      " workers_per_replica and train VectorizedWorkers"
+    )
+
+
+def check_not_compiled() -> None:
+  """Checks that XLA does not compile a step of several replicas.
+
+  Raises:
+    ValueError: it does.
+  """
+  if tf.distribute.has_strategy() and compatibility.in_xla():
+    raise ValueError(
+      "jit_compile=True does not work under a strategy: compile the model with"
+      " jit_compile=False (the rules compile themselves)"
+    )
+
+
+def check_variables(variables: Sequence) -> None:
+  """Checks that every variable is updated with gradients.
+
+  Raises:
+    ValueError: one is overwritten with what Keras calls its gradient.
+  """
+  for variable in variables:
+    if getattr(variable, "overwrite_with_gradient", False):
+      raise ValueError(
+        f"variable {variable.path} is overwritten with its gradient, as in"
+        " float8 training, which RobustOptimizer does not support: use another"
+        " dtype policy"
+      )
+
+
+def check_gradient(gradient: tf.Tensor, variable, rows: int | None) -> None:
+  """Checks that a gradient has the shape that the workers give it.
+
+  Raises:
+    ValueError: it has not.
+  """
+  shape = list(variable.shape) if rows is None else [rows, *variable.shape]
+  if not gradient.shape.is_compatible_with(shape):
+    advice = (
+      "workers_per_replica is for VectorizedWorkers"
+      if rows is not None
+      else "VectorizedWorkers needs workers_per_replica"
+    )
+    raise ValueError(
+      f"the gradient of {variable.path} has shape {gradient.shape}, not"
+      f" {tuple(shape)}: {advice}"
+    )
