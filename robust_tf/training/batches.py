@@ -7,6 +7,7 @@ see the same batches, however the workers are spread over devices.
 """
 
 import dataclasses
+import itertools
 from collections.abc import Iterator
 from collections.abc import Sequence
 
@@ -92,26 +93,41 @@ class WorkerBatches:
     return rng.permutation(size)
 
 
-def validation_batches(
-  dataset: Dataset, batch_size: int, seed: int, first_step: int
-) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-  """Yields the server's own batch of each step, for ever.
+def validation_examples(
+  num_examples: int, batch_size: int, seed: int, step: int
+) -> np.ndarray:
+  """Returns the examples of the server's own batch at a step.
 
   Drawn anew at each step from all training examples, as Zeno's are (Xie,
   Koyejo and Gupta, ICML 2019, Definition 2).
 
   Args:
+    num_examples: how many there are to draw from.
+    batch_size: how many are drawn, each once at most.
+    seed: of the draws.
+    step: 0 is the first.
+
+  Returns:
+    Indices `[batch_size]`.
+  """
+  rng = np.random.default_rng([seed, _VALIDATION, step])
+  return rng.choice(num_examples, batch_size, replace=False)
+
+
+def validation_batches(
+  dataset: Dataset, batch_size: int, seed: int, first_step: int
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+  """Yields the server's own batch of each step, for ever.
+
+  Args:
     dataset: where the examples are.
-    batch_size: examples in a batch.
+    batch_size: examples in a batch, see `validation_examples`.
     seed: of the draws.
     first_step: the step that the first batch is for.
 
   Yields:
     Inputs `[batch_size, *input_shape]` and labels `[batch_size]`.
   """
-  step = first_step
-  while True:
-    rng = np.random.default_rng([seed, _VALIDATION, step])
-    examples = rng.choice(len(dataset.x_train), batch_size, replace=False)
+  for step in itertools.count(first_step):
+    examples = validation_examples(len(dataset.x_train), batch_size, seed, step)
     yield dataset.x_train[examples], dataset.y_train[examples]
-    step += 1

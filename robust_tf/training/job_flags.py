@@ -2,7 +2,7 @@
 
 A flag has the name of the argument that it sets. Those that rules, attacks and
 partitions take are unset by default, and then the function's own default holds;
-which function takes which is read from the functions, see `signatures`.
+which function takes which is read from the functions, see `choices`.
 """
 
 import re
@@ -12,6 +12,7 @@ from absl import flags
 
 from robust_tf.federated.partition import PARTITIONS
 from robust_tf.training import data
+from robust_tf.training.choices import near
 
 TASK = "what is learned"
 WORKERS = "the workers"
@@ -22,6 +23,12 @@ RUN = "the run"
 
 MODELS = ("mlp", "cnn")
 STRATEGIES = ("none", "mirrored", "multi_worker", "parameter_server")
+# Flags that say where a run's files go, and nothing about the run.
+PLACE = frozenset({"output", "overwrite"})
+
+# Of absl's own, which are no settings.
+_ABSL = frozenset({"flagfile", "undefok"})
+
 OPTIMIZERS = ("sgd", "momentum", "adam", "adagrad", "rmsprop")
 
 
@@ -67,6 +74,40 @@ def define_flags(values: flags.FlagValues) -> None:
   _define_attack(values)
   _define_optimizer(values)
   _define_run(values)
+
+
+def parse_flags(argv: Sequence[str]) -> flags.FlagValues:
+  """Returns the flags' values.
+
+  Raises:
+    ValueError: an argument is no flag, or its value is not of its type.
+  """
+  values = flags.FlagValues()
+  define_flags(values)
+  try:
+    rest = values(["robust-train", *argv])[1:]
+  except flags.CantOpenFlagFileError as error:
+    cause = error.__context__
+    raise ValueError(f"--flagfile={cause.filename}: {cause.strerror}") from None
+  except flags.UnrecognizedFlagError as error:
+    raise ValueError(
+      f"there is no flag --{error.flagname}"
+      f"{near(error.flagname, list(values), '--')}; see --help"
+    ) from None
+  except flags.Error as error:
+    raise ValueError(str(error)) from None
+  if rest:
+    raise ValueError(f"{rest[0]!r} is not a flag; flags look like --steps=300")
+  return values
+
+
+def flag_texts(values: flags.FlagValues) -> dict[str, str]:
+  """Returns the text of each flag that is set and bears on the run."""
+  return {
+    name: values[name].serialize().removeprefix(f"--{name}=")
+    for name in sorted(values)
+    if name not in PLACE | _ABSL and values[name].value is not None
+  }
 
 
 def _define_task(values: flags.FlagValues) -> None:
@@ -136,7 +177,9 @@ def _define_aggregator(values: flags.FlagValues) -> None:
   flags.DEFINE_integer("num_selected", None, "Updates averaged.", **group)
   flags.DEFINE_integer("num_suspected", None, "Updates dropped.", **group)
   flags.DEFINE_float("rho", None, "Weight of the norm's penalty.", **group)
-  flags.DEFINE_string("penalty", None, "Norm: sum or mean of squares.", **group)
+  flags.DEFINE_string(
+    "penalty", None, "On the sum or the mean of squares.", **group
+  )
   flags.DEFINE_float("tolerance", None, "Where iterations end.", **group)
   flags.DEFINE_integer("max_iterations", None, "And at the latest.", **group)
   flags.DEFINE_integer(

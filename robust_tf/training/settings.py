@@ -5,38 +5,16 @@ examples is found here.
 """
 
 import dataclasses
-import difflib
-import inspect
 import math
-from collections.abc import Collection
 from collections.abc import Mapping
 from collections.abc import Sequence
 
-from absl import flags
-
-from robust_tf.federated.partition import PARTITIONS
-from robust_tf.training.job_flags import define_flags
-from robust_tf.training.signatures import read_signatures
-
-# Attacks on a worker's examples, beside the attacks on its update.
-LABEL_FLIP = "label_flip"
-
-# Arguments that the job itself gives to rules, attacks and partitions.
-SUPPLIED = frozenset(
-  {
-    "aggregator", "attack", "byzantine", "labels", "learning_rate", "loss",
-    "num_workers", "seed", "updates",
-  }
-)  # fmt: skip
-
-# Flags that say where a run's files go, and nothing about the run.
-PLACE = frozenset({"output", "overwrite"})
-
-# Of absl's own, which name no setting.
-_ABSL = frozenset({"flagfile", "undefok"})
+from robust_tf.training.choices import chosen_arguments
+from robust_tf.training.choices import signatures
+from robust_tf.training.job_flags import flag_texts
+from robust_tf.training.job_flags import parse_flags
 
 Arguments = Mapping[str, object]
-Signatures = Mapping[str, Mapping[str, str | None]]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -88,167 +66,53 @@ def parse_settings(argv: Sequence[str]) -> Settings:
   Raises:
     ValueError: they are wrong; one line that names the flag.
   """
-  values = parse_flags(argv)
-  tables = choice_signatures()
-  chosen = {kind: values[kind].value for kind in tables}
-  for kind, table in tables.items():
-    if chosen[kind] is not None:
-      _check_name(kind, chosen[kind], table)
-  _check_parameters_taken(values, tables, chosen)
-  arguments = {
-    kind: _arguments(values, kind, chosen[kind], tables[kind])
-    for kind in tables
-  }
-  rule = tables["aggregator"][chosen["aggregator"]]
-  settings = _settings(values, arguments, takes_loss="loss" in rule)
+  parsed = parse_flags(argv)
+  values = {name: parsed[name].value for name in parsed}
+  settings = _settings(values, chosen_arguments(values), flag_texts(parsed))
   _check_numbers(values)
   _check_attack(settings)
+  _check_scoring(values, settings)
   _check_optimizer(values, settings)
   _check_run(values, settings)
+  _check_strategy(settings)
   return settings
 
 
-def parse_flags(argv: Sequence[str]) -> flags.FlagValues:
-  """Returns the flags' values.
-
-  Raises:
-    ValueError: an argument is no flag, or its value is not of its type.
-  """
-  values = flags.FlagValues()
-  define_flags(values)
-  try:
-    rest = values(["robust-train", *argv])[1:]
-  except flags.CantOpenFlagFileError as error:
-    cause = error.__context__
-    raise ValueError(f"--flagfile={cause.filename}: {cause.strerror}") from None
-  except flags.UnrecognizedFlagError as error:
-    raise ValueError(
-      f"there is no flag --{error.flagname}"
-      f"{_near(error.flagname, list(values), '--')}; see --help"
-    ) from None
-  except flags.Error as error:
-    raise ValueError(str(error)) from None
-  if rest:
-    raise ValueError(f"{rest[0]!r} is not a flag; flags look like --steps=300")
-  return values
-
-
-def choice_signatures() -> dict[str, Signatures]:
-  """Returns what can be chosen, by flag and name, with its parameters."""
-  attacks = read_signatures("robust_tf.attacks", "ATTACKS")
-  return {
-    "partition": {
-      name: {
-        parameter.name: None
-        if parameter.default is parameter.empty
-        else repr(parameter.default)
-        for parameter in inspect.signature(function).parameters.values()
-      }
-      for name, function in PARTITIONS.items()
-    },
-    "aggregator": read_signatures("robust_tf.aggregators", "AGGREGATORS"),
-    "attack": {**attacks, LABEL_FLIP: {}},
-  }
-
-
-def _check_name(kind: str, name: str, table: Collection[str]) -> None:
-  if name not in table:
-    raise ValueError(
-      f"--{kind}={name} is unknown{_near(name, table)}; there are:"
-      f" {', '.join(sorted(table))}"
-    )
-
-
-def _near(name: str, names: Collection[str], prefix: str = "") -> str:
-  """Returns a question, if there is a name that resembles this one."""
-  found = difflib.get_close_matches(name, sorted(names), n=1)
-  return f" (did you mean {prefix}{found[0]}?)" if found else ""
-
-
-def _check_parameters_taken(
-  values: flags.FlagValues,
-  tables: Mapping[str, Signatures],
-  chosen: Mapping[str, str | None],
-) -> None:
-  """Refuses a parameter that nothing takes that was chosen."""
-  taken = {
-    parameter
-    for kind, name in chosen.items()
-    for parameter in tables[kind].get(name, ())
-  }
-  for kind, table in tables.items():
-    for parameter in _flags_of(table):
-      if values[parameter].value is None or parameter in taken:
-        continue
-      takers = [name for name, names in table.items() if parameter in names]
-      what = f"--{kind}={chosen[kind]}" if chosen[kind] else f"no --{kind}"
-      raise ValueError(
-        f"--{parameter} is not for {what}; it is taken by"
-        f" --{kind}={' and '.join(takers)}"
-      )
-
-
-def _flags_of(table: Signatures) -> list[str]:
-  return sorted({x for names in table.values() for x in names} - SUPPLIED)
-
-
-def _arguments(
-  values: flags.FlagValues, kind: str, name: str | None, table: Signatures
-) -> dict[str, object]:
-  """Returns the arguments of the chosen function that are given."""
-  given = {}
-  for parameter, default in table.get(name, {}).items():
-    if parameter in SUPPLIED:
-      continue
-    value = values[parameter].value
-    if value is not None:
-      given[parameter] = value
-    elif default is None:
-      raise ValueError(f"--{kind}={name} needs --{parameter}")
-  return given
-
-
 def _settings(
-  values: flags.FlagValues,
+  values: Mapping[str, object],
   arguments: Mapping[str, Arguments],
-  takes_loss: bool,
+  texts: Mapping[str, str],
 ) -> Settings:
+  rule = signatures()["aggregator"][values["aggregator"]]
   derived = {
     **{f"{kind}_arguments": given for kind, given in arguments.items()},
-    "takes_loss": takes_loss,
-    "flags": flag_texts(values),
-    "byzantine": tuple(values.byzantine or ()),
-    "decay_steps": tuple(values.decay_steps or ()),
-    "validation_batch_size": values.validation_batch_size or 4,
-    "checkpoint_every": values.checkpoint_every or values.evaluate_every,
-    "momentum": 0.9 if values.momentum is None else values.momentum,
-    "decay_factor": (
-      0.1 if values.decay_factor is None else values.decay_factor
-    ),
+    "takes_loss": "loss" in rule,
+    "flags": texts,
+    "byzantine": tuple(values["byzantine"] or ()),
+    "decay_steps": tuple(values["decay_steps"] or ()),
   }
-  names = [field.name for field in dataclasses.fields(Settings)]
-  plain = {x: values[x].value for x in names if x not in derived}
-  return Settings(**plain, **derived)
-
-
-def flag_texts(values: flags.FlagValues) -> dict[str, str]:
-  """Returns the text of each flag that is set and bears on the run."""
-  return {
-    name: values[name].serialize().removeprefix(f"--{name}=")
-    for name in sorted(values)
-    if name not in PLACE | _ABSL and values[name].value is not None
+  defaults = {
+    "validation_batch_size": 4,
+    "checkpoint_every": values["evaluate_every"],
+    "momentum": 0.9,
+    "decay_factor": 0.1,
   }
+  names = {field.name for field in dataclasses.fields(Settings)}
+  plain = {name: values[name] for name in names - derived.keys()}
+  unset = {name: x for name, x in defaults.items() if values[name] is None}
+  return Settings(**{**plain, **derived, **unset})
 
 
-def _check_numbers(values: flags.FlagValues) -> None:
-  for name in values:
-    value = values[name].value
+def _check_numbers(values: Mapping[str, object]) -> None:
+  for name, value in values.items():
     # What non-finite attackers send is the one that may be.
     if isinstance(value, float) and not math.isfinite(value):
       if name != "value":
         raise ValueError(f"--{name}={value} must be a finite number")
-  if values.learning_rate <= 0:
-    raise ValueError(f"--learning_rate={values.learning_rate} must be above 0")
+  if values["learning_rate"] <= 0:
+    raise ValueError(
+      f"--learning_rate={values['learning_rate']} must be above 0"
+    )
 
 
 def _check_attack(settings: Settings) -> None:
@@ -278,13 +142,16 @@ def _check_attack(settings: Settings) -> None:
     )
 
 
-def _check_optimizer(values: flags.FlagValues, settings: Settings) -> None:
-  if values.validation_batch_size is not None and not settings.takes_loss:
+def _check_scoring(values: Mapping[str, object], settings: Settings) -> None:
+  if values["validation_batch_size"] is not None and not settings.takes_loss:
     raise ValueError(
       f"--validation_batch_size is not for --aggregator={settings.aggregator},"
       " which takes no loss"
     )
-  if values.momentum is not None and settings.optimizer != "momentum":
+
+
+def _check_optimizer(values: Mapping[str, object], settings: Settings) -> None:
+  if values["momentum"] is not None and settings.optimizer != "momentum":
     raise ValueError(
       f"--momentum is not for --optimizer={settings.optimizer}; it is taken by"
       " --optimizer=momentum"
@@ -294,7 +161,7 @@ def _check_optimizer(values: flags.FlagValues, settings: Settings) -> None:
       f"--momentum={settings.momentum} must be at least 0 and below 1"
     )
   steps = settings.decay_steps
-  if values.decay_factor is not None and not steps:
+  if values["decay_factor"] is not None and not steps:
     raise ValueError("--decay_factor needs --decay_steps")
   if settings.decay_factor <= 0:
     raise ValueError(f"--decay_factor={settings.decay_factor} must be above 0")
@@ -304,7 +171,7 @@ def _check_optimizer(values: flags.FlagValues, settings: Settings) -> None:
     )
 
 
-def _check_run(values: flags.FlagValues, settings: Settings) -> None:
+def _check_run(values: Mapping[str, object], settings: Settings) -> None:
   every = settings.evaluate_every
   if settings.checkpoint_every % every:
     lower = settings.checkpoint_every // every * every
@@ -314,8 +181,11 @@ def _check_run(values: flags.FlagValues, settings: Settings) -> None:
       f" {lower or every} or {lower + every}"
     )
   for name in ("checkpoint_every", "overwrite"):
-    if values[name].present and not settings.output:
+    if values[name] and not settings.output:
       raise ValueError(f"--{name} needs --output")
+
+
+def _check_strategy(settings: Settings) -> None:
   if settings.strategy == "parameter_server":
     raise ValueError(
       "--strategy=parameter_server comes with the asynchronous algorithms and"

@@ -1,0 +1,88 @@
+"""Where a run goes on after it was stopped, however that happened.
+
+A checkpoint is made by `tf.train.CheckpointManager`, which names it as the
+latest only when all of it is written. It holds the weights, the optimizer with
+its counters, where the server's own batches are, and the journal; workers'
+batches follow from the step, so nothing else is needed to go on exactly.
+"""
+
+import os
+import tempfile
+
+import keras
+import tensorflow as tf
+
+from robust_tf.training.journal import Journal
+from robust_tf.training.output import check_same
+from robust_tf.training.process import Process
+
+_KEPT = 2
+
+
+class Checkpoints:
+  """Saves and restores a run."""
+
+  def __init__(
+    self,
+    directory: str,
+    process: Process,
+    model: keras.Model,
+    optimizer: keras.optimizers.Optimizer,
+    journal: Journal,
+  ):
+    """Says what is saved, and where.
+
+    Args:
+      directory: of the checkpoints; all processes read them, the chief writes.
+      process: this one. TensorFlow wants others to save too: they do, to a
+        folder that is thrown away.
+      model: its weights are saved.
+      optimizer: built for the model.
+      journal: of the run.
+    """
+    self._directory = directory
+    self._journal = journal
+    self._checkpoint = tf.train.Checkpoint(
+      model=model, optimizer=optimizer, journal=journal
+    )
+    if process.is_chief:
+      written = directory
+    else:
+      self._thrown_away = tempfile.TemporaryDirectory()
+      written = self._thrown_away.name
+    self._manager = tf.train.CheckpointManager(
+      self._checkpoint, written, max_to_keep=_KEPT
+    )
+
+  def latest_step(self) -> int:
+    """Returns the step of the latest checkpoint, 0 if there is none."""
+    path = tf.train.latest_checkpoint(self._directory)
+    return int(path.rpartition("-")[2]) if path else 0
+
+  def save(self, step: int) -> None:
+    """Saves the run after a step."""
+    self._manager.save(checkpoint_number=step)
+
+  def restore(self, step: int) -> None:
+    """Takes the run back to what it was after a step that was saved.
+
+    Raises:
+      ValueError: the checkpoint is damaged, not found, or of another run.
+    """
+    path = os.path.join(self._directory, f"ckpt-{step}")
+    now = self._journal.flags, self._journal.data_digest
+    try:
+      # What it says of itself comes first: another model's would not fit.
+      alone = tf.train.Checkpoint(journal=self._journal)
+      alone.restore(path).expect_partial()
+      check_same(self._journal.flags, now[0], path)
+      if self._journal.data_digest != now[1]:
+        raise ValueError(f"{path} was trained on other data than there is now")
+      self._checkpoint.restore(path).assert_consumed()
+    except (tf.errors.OpError, AssertionError) as error:
+      first_line = str(error).splitlines()[0]
+      raise ValueError(
+        f"cannot go on from the checkpoint {path}: {first_line}; give"
+        " --overwrite to begin anew"
+      ) from None
+    self._journal.flags = now[0]

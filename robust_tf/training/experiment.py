@@ -1,0 +1,149 @@
+"""What the settings stand for: strategy, rule, attack, optimizer."""
+
+import functools
+import inspect
+from collections.abc import Callable
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from robust_tf.aggregators import AGGREGATORS
+from robust_tf.attacks import ATTACKS
+from robust_tf.attacks import Byzantine
+from robust_tf.training.choices import LABEL_FLIP
+from robust_tf.training.settings import Settings
+
+_OPTIMIZERS = {
+  "sgd": keras.optimizers.SGD,
+  "momentum": keras.optimizers.SGD,
+  "adam": keras.optimizers.Adam,
+  "adagrad": keras.optimizers.Adagrad,
+  "rmsprop": keras.optimizers.RMSprop,
+}
+
+
+def make_strategy(settings: Settings) -> tf.distribute.Strategy:
+  """Returns the strategy, before TensorFlow has run anything.
+
+  Raises:
+    ValueError: there are fewer devices than replicas, or the workers cannot be
+      spread evenly over the replicas.
+  """
+  if settings.strategy == "mirrored":
+    strategy = tf.distribute.MirroredStrategy(
+      _devices(settings),
+      # The default, a collective, is not needed for what is reduced beside
+      # gradients, and stays broken in a process where it once failed.
+      cross_device_ops=tf.distribute.ReductionToOneDevice(),
+    )
+  elif settings.strategy == "multi_worker":
+    strategy = tf.distribute.MultiWorkerMirroredStrategy()
+  else:
+    strategy = tf.distribute.get_strategy()
+  replicas = strategy.num_replicas_in_sync
+  if settings.workers % replicas:
+    raise ValueError(
+      f"--workers={settings.workers} cannot be spread evenly over {replicas}"
+      " devices"
+    )
+  return strategy
+
+
+def _devices(settings: Settings) -> list[str]:
+  """Returns the devices of the mirrored strategy; makes CPU devices."""
+  gpus = tf.config.list_physical_devices("GPU")
+  if gpus:
+    count = settings.replicas or len(gpus)
+    if count > len(gpus):
+      raise ValueError(f"--replicas={count}: there are {len(gpus)} GPUs")
+    return [f"GPU:{i}" for i in range(count)]
+  count = settings.replicas or settings.workers
+  cpu = tf.config.list_physical_devices("CPU")[0]
+  made = tf.config.get_logical_device_configuration(cpu)
+  if made is None:
+    tf.config.set_logical_device_configuration(
+      cpu, [tf.config.LogicalDeviceConfiguration()] * count
+    )
+  elif len(made) < count:
+    raise ValueError(
+      f"--replicas={count}: TensorFlow has started with {len(made)} CPU devices"
+    )
+  return [f"CPU:{i}" for i in range(count)]
+
+
+def make_rule(settings: Settings) -> Callable:
+  """Returns the aggregation rule.
+
+  Raises:
+    ValueError: it cannot be had with so many workers.
+  """
+  rule = AGGREGATORS[settings.aggregator]
+  rule = functools.partial(rule, **settings.aggregator_arguments)
+  supplied = {}
+  if settings.takes_loss:
+    supplied = {"loss": tf.reduce_sum, "learning_rate": settings.learning_rate}
+  try:
+    rule(np.zeros([settings.workers, 1], np.float32), **supplied)
+  except ValueError as error:
+    raise ValueError(
+      f"--aggregator={settings.aggregator} with --workers={settings.workers}:"
+      f" {error}"
+    ) from None
+  return rule
+
+
+def make_byzantine(
+  settings: Settings, rule: Callable, num_parameters: int
+) -> Byzantine | None:
+  """Returns who attacks the updates, and how; None if nobody does.
+
+  Args:
+    settings: of the run.
+    rule: what `make_rule` returned.
+    num_parameters: d, of the model.
+
+  Raises:
+    ValueError: the attack cannot be made on such updates.
+  """
+  name = settings.attack
+  if name in (None, LABEL_FLIP):
+    return None
+  attack = functools.partial(ATTACKS[name], **settings.attack_arguments)
+  if "aggregator" in inspect.signature(ATTACKS[name]).parameters:
+    if settings.takes_loss:
+      raise ValueError(
+        f"--attack={name} tries updates out on the rule, which"
+        f" --aggregator={settings.aggregator} does not allow: it scores them by"
+        " a loss; choose another rule or attack"
+      )
+    attack = functools.partial(attack, aggregator=rule)
+  byzantine = Byzantine(
+    workers=settings.byzantine,
+    attack=attack,
+    start_step=settings.attack_start_step,
+    seed=settings.seed,
+  )
+  try:
+    byzantine.check(settings.workers)
+    byzantine(
+      tf.zeros([settings.workers, num_parameters]), settings.attack_start_step
+    )
+  except ValueError as error:
+    raise ValueError(f"--attack={name}: {error}") from None
+  return byzantine
+
+
+def make_optimizer(settings: Settings) -> keras.optimizers.Optimizer:
+  """Returns the optimizer that gets the aggregate, with its schedule."""
+  rate = settings.learning_rate
+  if settings.decay_steps:
+    powers = range(len(settings.decay_steps) + 1)
+    rate = keras.optimizers.schedules.PiecewiseConstantDecay(
+      # Keras goes on with the old rate at a boundary itself.
+      boundaries=[step - 1 for step in settings.decay_steps],
+      values=[rate * settings.decay_factor**k for k in powers],
+    )
+  momentum = settings.optimizer == "momentum"
+  arguments = {"momentum": settings.momentum} if momentum else {}
+  return _OPTIMIZERS[settings.optimizer](rate, **arguments)

@@ -1,0 +1,206 @@
+"""The training job: n workers, a rule, an optimizer, until the last step.
+
+Keras' `fit` runs it. Its epochs end where the model is evaluated.
+"""
+
+import itertools
+import math
+import os
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from robust_tf.aggregation_report import AggregationReport
+from robust_tf.distribute.validation_loss import ValidationLoss
+from robust_tf.distribute.vectorized_workers import VectorizedWorkers
+from robust_tf.optimizers.robust import RobustOptimizer
+from robust_tf.training import experiment
+from robust_tf.training import output
+from robust_tf.training.batches import validation_examples
+from robust_tf.training.batches import WorkerBatches
+from robust_tf.training.checkpoints import Checkpoints
+from robust_tf.training.data import Dataset
+from robust_tf.training.evaluation import EvaluationCallback
+from robust_tf.training.evaluation import test_function
+from robust_tf.training.journal import Journal
+from robust_tf.training.models import MODELS
+from robust_tf.training.process import Process
+from robust_tf.training.progress import StepProgress
+from robust_tf.training.settings import Settings
+
+
+def train(
+  settings: Settings,
+  dataset: Dataset,
+  batches: WorkerBatches,
+  process: Process,
+  progress: StepProgress,
+) -> tuple[Journal, keras.Model]:
+  """Trains, or goes on training, to the last step.
+
+  Args:
+    settings: of the run.
+    dataset: what is learned.
+    batches: of the n workers.
+    process: this one.
+    progress: is told of each step.
+
+  Returns:
+    The journal and the trained model.
+
+  Raises:
+    ValueError: the settings do not go together, or with the devices; or the
+      output holds a checkpoint that is not this run's.
+  """
+  keras.utils.set_random_seed(settings.seed)
+  strategy = experiment.make_strategy(settings)
+  with strategy.scope():
+    model = MODELS[settings.model](
+      dataset.input_shape, dataset.num_classes, settings.seed
+    )
+    trainer = _compiled(settings, dataset, model, strategy)
+  journal = Journal(settings.flags, dataset.digest())
+  checkpoints = None
+  if settings.output:
+    checkpoints = Checkpoints(
+      os.path.join(settings.output, output.CHECKPOINTS),
+      process,
+      model,
+      trainer.optimizer,
+      journal,
+    )
+    start = _agreed(strategy, process, checkpoints.latest_step())
+    if start:
+      checkpoints.restore(start)
+  callback = EvaluationCallback(
+    settings,
+    test_function(model, dataset),
+    journal,
+    checkpoints=checkpoints,
+    writer=_writer(settings, process),
+    show=progress,
+  )
+  if journal.step < settings.steps:
+    every = settings.evaluate_every
+    trainer.fit(
+      _distributed(batches, strategy, journal.step, settings.workers),
+      initial_epoch=journal.step // every,
+      epochs=math.ceil(settings.steps / every),
+      steps_per_epoch=every,
+      callbacks=[AggregationReport(), callback],
+      shuffle=False,
+      verbose=0,
+    )
+  return journal, model
+
+
+def _compiled(
+  settings: Settings,
+  dataset: Dataset,
+  model: keras.Model,
+  strategy: tf.distribute.Strategy,
+) -> keras.Model:
+  """Returns the model, or its workers on each replica, ready to train."""
+  loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+  rule = experiment.make_rule(settings)
+  replicas = strategy.num_replicas_in_sync
+  simulated = settings.workers > replicas
+  per_replica = settings.workers // replicas if simulated else None
+  trainer = VectorizedWorkers(model, per_replica) if simulated else model
+  validation_loss = None
+  if settings.takes_loss:
+    validation_loss = ValidationLoss(
+      model, loss, _validation(settings, dataset)
+    )
+  optimizer = RobustOptimizer(
+    experiment.make_optimizer(settings),
+    rule,
+    byzantine=experiment.make_byzantine(settings, rule, model.count_params()),
+    validation_loss=validation_loss,
+    workers_per_replica=per_replica,
+    report=True,
+  )
+  optimizer.build(model.trainable_variables)
+  trainer.compile(
+    optimizer,
+    loss,
+    metrics=[keras.metrics.SparseCategoricalAccuracy(name="accuracy")],
+    # XLA compiles convolutions for CPUs that are slow; rules compile
+    # themselves.
+    jit_compile=False,
+  )
+  return trainer
+
+
+def _validation(settings: Settings, dataset: Dataset) -> tf.data.Dataset:
+  """Returns the server's own batches, one a step from the first step on.
+
+  A checkpoint remembers how many of them were drawn.
+  """
+  examples = [
+    validation_examples(
+      len(dataset.x_train),
+      settings.validation_batch_size,
+      settings.seed,
+      step,
+    )
+    for step in range(settings.steps)
+  ]
+  inputs, labels = tf.constant(dataset.x_train), tf.constant(dataset.y_train)
+  return tf.data.Dataset.from_tensor_slices(np.array(examples)).map(
+    lambda chosen: (tf.gather(inputs, chosen), tf.gather(labels, chosen))
+  )
+
+
+def _distributed(
+  batches: WorkerBatches,
+  strategy: tf.distribute.Strategy,
+  first_step: int,
+  num_workers: int,
+):
+  """Returns each replica's batches, that of all its workers at a step."""
+  replicas = strategy.num_replicas_in_sync
+  per_replica = num_workers // replicas
+
+  def of_process(context: tf.distribute.InputContext) -> tf.data.Dataset:
+    local = replicas // context.num_input_pipelines
+    first = context.input_pipeline_id * local
+
+    def generate():
+      # A replica of this process after the other, step after step.
+      for step in itertools.count(first_step):
+        for replica in range(first, first + local):
+          workers = range(replica * per_replica, (replica + 1) * per_replica)
+          yield batches.batch(workers, step)
+
+    size = per_replica * batches.batch_size
+    return tf.data.Dataset.from_generator(
+      generate,
+      output_signature=(
+        tf.TensorSpec([size, *batches.dataset.input_shape], tf.float32),
+        tf.TensorSpec([size], tf.int32),
+      ),
+    ).prefetch(2 * local)
+
+  return strategy.distribute_datasets_from_function(of_process)
+
+
+def _agreed(
+  strategy: tf.distribute.Strategy, process: Process, step: int
+) -> int:
+  """Returns the chief's step: all processes must go on from the same."""
+  if process.count == 1:
+    return step
+  of_chief = strategy.run(lambda: tf.constant(step * process.is_chief))
+  total = int(strategy.reduce("SUM", of_chief, axis=None))
+  return total * process.count // strategy.num_replicas_in_sync
+
+
+def _writer(settings: Settings, process: Process) -> tf.summary.SummaryWriter:
+  """Returns what writes for TensorBoard; nothing without an output."""
+  if not settings.output or not process.is_chief:
+    return tf.summary.create_noop_writer()
+  return tf.summary.create_file_writer(
+    os.path.join(settings.output, output.LOGS)
+  )

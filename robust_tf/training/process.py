@@ -1,0 +1,81 @@
+"""Which of the processes that train together this one is.
+
+`tf.distribute.MultiWorkerMirroredStrategy` reads the variable TF_CONFIG. What
+it would wait for in vain, or fail on without saying why, is found here first.
+"""
+
+import dataclasses
+import json
+import os
+from collections.abc import Mapping
+
+_EXAMPLE = (
+  '{"cluster": {"worker": ["host0:2222", "host1:2222"]},'
+  ' "task": {"type": "worker", "index": 0}}'
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Process:
+  """A process among those of a run.
+
+  Attributes:
+    count: how many there are.
+    is_chief: whether this one writes the results.
+  """
+
+  count: int = 1
+  is_chief: bool = True
+
+
+def this_process(
+  strategy: str, environment: Mapping[str, str] = os.environ
+) -> Process:
+  """Returns which process this is.
+
+  Args:
+    strategy: of the run; only with `multi_worker` are there several.
+    environment: holds TF_CONFIG.
+
+  Raises:
+    ValueError: TF_CONFIG is missing, or not as it must be.
+  """
+  if strategy != "multi_worker":
+    return Process()
+  text = environment.get("TF_CONFIG", "")
+  if not text:
+    raise ValueError(
+      "--strategy=multi_worker needs the variable TF_CONFIG in each process,"
+      f" such as {_EXAMPLE}; python -m tools.local_cluster sets it for"
+      " processes on one machine"
+    )
+  try:
+    return _parse(json.loads(text))
+  except ValueError as error:
+    raise ValueError(
+      f"TF_CONFIG={text} is not as it must be: {error}; an example: {_EXAMPLE}"
+    ) from None
+
+
+def _parse(config) -> Process:
+  cluster, task = (_entry(config, key, dict) for key in ("cluster", "task"))
+  jobs = {name: _entry(cluster, name, list) for name in cluster}
+  unknown = sorted(jobs.keys() - {"chief", "worker"})
+  if unknown:
+    raise ValueError(
+      f"its cluster has the job {unknown[0]}; only workers train"
+    )
+  kind, index = _entry(task, "type", str), _entry(task, "index", int)
+  if not 0 <= index < len(jobs.get(kind, [])):
+    raise ValueError(f"its cluster has no task {kind} {index}")
+  return Process(
+    count=sum(map(len, jobs.values())),
+    is_chief=kind == "chief" or ("chief" not in jobs and index == 0),
+  )
+
+
+def _entry(config, key: str, kind: type):
+  value = config.get(key) if isinstance(config, dict) else None
+  if not isinstance(value, kind):
+    raise ValueError(f"{key} is missing, or no {kind.__name__}")
+  return value

@@ -1,0 +1,149 @@
+"""What came of a run: files in its folder, and lines for the terminal.
+
+`result.json` says nothing of time or place: equal runs have equal files.
+"""
+
+import hashlib
+import json
+import os
+import platform
+from collections.abc import Iterator
+from collections.abc import Sequence
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from robust_tf.training import output
+from robust_tf.training.batches import WorkerBatches
+from robust_tf.training.data import Dataset
+from robust_tf.training.journal import Evaluation
+from robust_tf.training.journal import finite_or_none
+from robust_tf.training.journal import Journal
+from robust_tf.training.plot import draw_curves
+from robust_tf.training.plot import draw_partition
+from robust_tf.training.settings import Settings
+
+_COLUMNS = {
+  "step": "{}",
+  "train_loss": "{:.4g}",
+  "test_loss": "{:.4g}",
+  "test_accuracy": "{:.4f}",
+  "rows_accepted": "{:.1f}",
+  "rows_non_finite": "{:.1f}",
+}
+
+
+def result(
+  journal: Journal, dataset: Dataset, weights: Sequence[np.ndarray]
+) -> dict:
+  """Returns what `result.json` holds.
+
+  Args:
+    journal: of the run, with its last evaluation.
+    dataset: what was learned.
+    weights: of the trained model.
+  """
+  evaluations = [finite_or_none(x) for x in journal.evaluations]
+  return {
+    "flags": journal.flags,
+    "versions": {
+      "python": platform.python_version(),
+      "tensorflow": tf.__version__,
+      "keras": keras.__version__,
+      "numpy": np.__version__,
+    },
+    "data": {
+      "train_examples": len(dataset.x_train),
+      "test_examples": len(dataset.x_test),
+      "num_classes": dataset.num_classes,
+      "sha256": journal.data_digest,
+    },
+    "evaluations": evaluations,
+    "final": {**evaluations[-1], "weights_sha256": weights_digest(weights)},
+  }
+
+
+def to_json(value: dict) -> str:
+  """Returns the text of `result.json`."""
+  return json.dumps(value, indent=2, allow_nan=False) + "\n"
+
+
+def weights_digest(weights: Sequence[np.ndarray]) -> str:
+  """Returns a SHA-256 of a model's weights, in hexadecimal."""
+  digest = hashlib.sha256()
+  for array in weights:
+    digest.update(repr((array.dtype.str, array.shape)).encode())
+    digest.update(np.ascontiguousarray(array))
+  return digest.hexdigest()
+
+
+def write_result(
+  settings: Settings,
+  dataset: Dataset,
+  batches: WorkerBatches,
+  journal: Journal,
+  model: keras.Model,
+) -> None:
+  """Prints what came of the run, and writes it if there is a folder for it.
+
+  Args:
+    settings: of the run.
+    dataset: what was learned.
+    batches: of the workers.
+    journal: of the run.
+    model: the trained one.
+
+  Raises:
+    OSError: a file cannot be written.
+  """
+  print(title(settings))
+  for line in table(journal.evaluations):
+    print(line)
+  if settings.output is None:
+    return
+
+  def replacing(name):
+    return output.replacing(os.path.join(settings.output, name))
+
+  with replacing(output.PARTITION) as path:
+    draw_partition(batches.parts, dataset.y_train, path)
+  with replacing(output.PLOT) as path:
+    attacked = settings.attack_start_step if settings.attack else None
+    draw_curves(journal.evaluations, attacked, title(settings), path)
+  with replacing(output.MODEL) as path:
+    alone = keras.models.clone_model(model)
+    alone.set_weights(model.get_weights())
+    alone.save(path)
+  with replacing(output.RESULT) as path:
+    with open(path, "w", encoding="utf-8") as file:
+      file.write(to_json(result(journal, dataset, model.get_weights())))
+  print(f"written to {settings.output}: {', '.join(sorted(output.FILES))}")
+
+
+def title(settings: Settings) -> str:
+  """Returns one line that says what is trained, and against what."""
+  rule = _call(settings.aggregator, settings.aggregator_arguments)
+  if settings.attack is None:
+    return f"{rule} on {settings.workers} honest workers"
+  attack = _call(settings.attack, settings.attack_arguments)
+  count = len(settings.byzantine)
+  return f"{rule} against {attack} by {count} of {settings.workers} workers"
+
+
+def _call(name: str, arguments) -> str:
+  given = ", ".join(f"{key}={value}" for key, value in arguments.items())
+  return f"{name}({given})" if given else name
+
+
+def table(evaluations: Sequence[Evaluation]) -> Iterator[str]:
+  """Yields the evaluations, a line each, below their names."""
+  yield "  ".join(name.replace("_", " ") for name in _COLUMNS)
+  for evaluation in evaluations:
+    cells = [
+      text.format(evaluation[name]) if name in evaluation else ""
+      for name, text in _COLUMNS.items()
+    ]
+    yield "  ".join(
+      f"{cell:>{len(name)}}" for cell, name in zip(cells, _COLUMNS, strict=True)
+    ).rstrip()
