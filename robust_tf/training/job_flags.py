@@ -104,10 +104,16 @@ def parse_flags(argv: Sequence[str]) -> flags.FlagValues:
 def flag_texts(values: flags.FlagValues) -> dict[str, str]:
   """Returns the text of each flag that is set and bears on the run."""
   return {
-    name: values[name].serialize().removeprefix(f"--{name}=")
+    name: _text(values[name])
     for name in sorted(values)
     if name not in PLACE | _ABSL and values[name].value is not None
   }
+
+
+def _text(flag: flags.Flag) -> str:
+  if flag.boolean:
+    return str(flag.value).lower()
+  return flag.serialize().removeprefix(f"--{flag.name}=")
 
 
 def _define_task(values: flags.FlagValues) -> None:

@@ -172,13 +172,15 @@ def _check_optimizer(values: Mapping[str, object], settings: Settings) -> None:
 
 
 def _check_run(values: Mapping[str, object], settings: Settings) -> None:
+  if settings.workers < 2:
+    raise ValueError(f"--workers={settings.workers} must be at least 2")
   every = settings.evaluate_every
   if settings.checkpoint_every % every:
-    lower = settings.checkpoint_every // every * every
+    lower = max(settings.checkpoint_every // every, 1) * every
     raise ValueError(
       f"--checkpoint_every={settings.checkpoint_every} is not a multiple of"
       f" --evaluate_every={every}: checkpoints are made at evaluations; try"
-      f" {lower or every} or {lower + every}"
+      f" {lower} or {lower + every}"
     )
   for name in ("checkpoint_every", "overwrite"):
     if values[name] and not settings.output:
