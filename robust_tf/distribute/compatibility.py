@@ -194,8 +194,8 @@ def sum_gradients(
 def tag_gradients() -> None:
   """Makes Keras say which reductions are of gradients, to ops that ask.
 
-  Those are the ones with `check_optimizer(strategy, optimizer)`, which is
-  called in replica context before an optimizer does anything with gradients.
+  Those are the ones with `check_optimizer(optimizer)`, which is called when an
+  optimizer is to apply gradients, before it does anything with them.
   `keras.optimizers.Optimizer` is changed for the whole process; under a
   strategy with any other ops it does what it did.
   """
@@ -203,25 +203,17 @@ def tag_gradients() -> None:
   optimizer_type = keras.optimizers.Optimizer
   if hasattr(optimizer_type._all_reduce_sum_gradients, "tags"):
     return
-  # Keras 3.15: _backend_apply_gradients (accumulates, clips, decays) ends in
-  # _backend_update_step, which calls _all_reduce_sum_gradients once.
-  stock_apply = optimizer_type._backend_apply_gradients
+  for checked_type in (optimizer_type, keras.optimizers.MultiOptimizer):
+    checked_type.apply = _checking(checked_type.apply)
+  # Keras 3.15: `apply` accumulates, clips and decays, and then calls it once.
   stock_reduce = optimizer_type._all_reduce_sum_gradients
 
-  def apply_gradients(self, grads, trainable_variables):
-    strategy = tf.distribute.get_strategy()
-    ops = cross_device_ops(strategy)
-    if hasattr(ops, "check_optimizer"):
-      ops.check_optimizer(strategy, self)
-    return stock_apply(self, grads, trainable_variables)
-
   def reduce_gradients(self, grads_and_vars):
-    context = tf.distribute.get_replica_context()
-    if not hasattr(cross_device_ops(context.strategy), "check_optimizer"):
+    if not _asks_for_gradients(tf.distribute.get_strategy()):
       return stock_reduce(self, grads_and_vars)
     grads_and_vars = list(grads_and_vars)
     present = [i for i, (g, _) in enumerate(grads_and_vars) if g is not None]
-    reduced = context.merge_call(
+    reduced = tf.distribute.get_replica_context().merge_call(
       sum_gradients, args=(self, [grads_and_vars[i] for i in present])
     )
     for i, gradient in zip(present, reduced, strict=True):
@@ -229,8 +221,24 @@ def tag_gradients() -> None:
     return grads_and_vars
 
   reduce_gradients.tags = True
-  optimizer_type._backend_apply_gradients = apply_gradients
   optimizer_type._all_reduce_sum_gradients = reduce_gradients
+
+
+def _asks_for_gradients(strategy: tf.distribute.Strategy) -> bool:
+  return hasattr(cross_device_ops(strategy), "check_optimizer")
+
+
+def _checking(stock_apply):
+  """Returns `Optimizer.apply`, preceded by the check of ops that ask."""
+
+  @functools.wraps(stock_apply)
+  def apply(self, *args, **kwargs):
+    strategy = tf.distribute.get_strategy()
+    if _asks_for_gradients(strategy):
+      cross_device_ops(strategy).check_optimizer(self)
+    return stock_apply(self, *args, **kwargs)
+
+  return apply
 
 
 def reduces_by_itself(optimizer: keras.optimizers.Optimizer) -> bool:
@@ -291,3 +299,17 @@ def allow_multi_worker_fit() -> None:
   maybe_symbolic_build.multi_worker = True
   keras_trainer.reduce_per_replica = reduce_per_replica
   model_type._maybe_symbolic_build = maybe_symbolic_build
+
+
+def track_loss(model: keras.Model, loss: tf.Tensor, batch_size) -> None:
+  """Counts the loss of a step in the logs, as Keras' `train_step` does."""
+  # Keras 3.15: made by `compile`. The loss was divided by the replicas.
+  num_replicas = tf.distribute.get_strategy().num_replicas_in_sync
+  model._loss_tracker.update_state(
+    loss * num_replicas, sample_weight=batch_size
+  )
+
+
+def all_layers(model: keras.Model) -> list[keras.Layer]:
+  """Returns the layers of a model at every depth."""
+  return list(model._flatten_layers(include_self=False))

@@ -77,16 +77,15 @@ class RobustCrossDeviceOps(tf.distribute.ReductionToOneDevice):
     self._rule = _rule_of(aggregator)
     _check_rule(self._rule)
 
-  def check_optimizer(
-    self,
-    strategy: tf.distribute.Strategy,
-    optimizer: keras.optimizers.Optimizer,
-  ) -> None:
+  def check_optimizer(self, optimizer: keras.optimizers.Optimizer) -> None:
     """Refuses what would not be aggregated, or not as it should be.
+
+    It is called on each replica when an optimizer is to apply gradients.
 
     Raises:
       ValueError: always with what to do instead.
     """
+    strategy = tf.distribute.get_strategy()
     _check_strategy(strategy)
     _check_optimizer(optimizer)
     if self.byzantine is not None:
@@ -173,6 +172,11 @@ def _check_strategy(strategy: tf.distribute.Strategy) -> None:
       " more devices, or simulate workers with VectorizedWorkers and"
       " RobustOptimizer"
     )
+  if tf.distribute.in_cross_replica_context():
+    raise ValueError(
+      "an optimizer is applied outside the replicas: do it in a function that"
+      " strategy.run runs"
+    )
   if compatibility.in_xla():
     raise ValueError(
       "jit_compile=True goes past cross-device ops: compile the model with"
@@ -181,6 +185,12 @@ def _check_strategy(strategy: tf.distribute.Strategy) -> None:
 
 
 def _check_optimizer(optimizer: keras.optimizers.Optimizer) -> None:
+  if isinstance(optimizer, keras.optimizers.MultiOptimizer):
+    raise ValueError(
+      f"{optimizer.name} gives each of its optimizers a part of the gradient,"
+      " and a rule must see the whole: wrap it in a RobustOptimizer, under"
+      " other cross-device ops"
+    )
   if compatibility.reduces_by_itself(optimizer):
     raise ValueError(
       f"{optimizer.name} does not leave the reduction of its gradients to"

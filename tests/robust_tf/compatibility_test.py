@@ -22,7 +22,7 @@ class TaggingOps(tf.distribute.ReductionToOneDevice):
     self.batches = []
     self.checked = []
 
-  def check_optimizer(self, strategy, optimizer):
+  def check_optimizer(self, optimizer):
     self.checked.append(optimizer)
 
   def batch_reduce_implementation(
