@@ -214,14 +214,13 @@ class RobustOptimizer(keras.optimizers.Optimizer):
     self._iterations.assign_add(1)
 
   def _own_gradient(self, gradient, variable) -> tf.Tensor:
-    """Returns a replica's gradient of its own mean loss, as a tensor."""
+    """Returns a replica's gradient of its scaled loss, as a tensor."""
     if isinstance(gradient, tf.IndexedSlices):
       gradient = tf.math.unsorted_segment_sum(
         gradient.values, gradient.indices, variable.shape[0]
       )
     requirements.check_gradient(gradient, variable, self.workers_per_replica)
-    num_replicas = self._strategy.num_replicas_in_sync
-    return gradient if num_replicas == 1 else gradient * num_replicas
+    return gradient
 
   def _step(self, merged, present, variables) -> None:
     """Accumulates, or aggregates and applies; outside the replicas.
@@ -255,13 +254,8 @@ class RobustOptimizer(keras.optimizers.Optimizer):
   def _update(self, gradients, present, variables) -> None:
     """Aggregates gradients and applies the aggregate; outside the replicas."""
     moved = [variables[k] for k in present]
-    devices = communication.replica_devices()
-    clipped = []
-    for device, values in zip(devices, gradients, strict=True):
-      with tf.device(device):
-        clipped.append(self._clip(values, self.workers_per_replica))
-    with tf.device(devices[0]):
-      aggregate = self._aggregate(clipped, moved)
+    with tf.device(communication.replica_devices()[0]):
+      aggregate = self._aggregate(gradients, moved)
     applied = [None] * len(variables)
     for k, gradient in zip(present, aggregate, strict=True):
       applied[k] = gradient
@@ -277,7 +271,11 @@ class RobustOptimizer(keras.optimizers.Optimizer):
       moved: the variables.
     """
     rule, parameters = rule_config.rule_and_parameters(self.aggregator)
-    if self._takes_variables(rule):
+    takes_variables = self._takes_variables(rule)
+    if takes_variables and self._scales_last(rule):
+      return self._rescaled(rule, parameters, gradients)
+    gradients = self._own_gradients(gradients)
+    if takes_variables:
       if requirements.is_zeno(rule):
         parameters |= self._zeno_arguments(moved, lambda step: step)
       return rule(gradients, **parameters)
@@ -307,6 +305,33 @@ class RobustOptimizer(keras.optimizers.Optimizer):
       and self.report is None
       and compatibility.strategy_kind() is not StrategyKind.MULTI_WORKER
     )
+
+  def _scales_last(self, rule: Callable) -> bool:
+    """Whether the rule can have gradients of the losses that Keras scaled."""
+    clips = (self.clipnorm, self.clipvalue, self.global_clipnorm)
+    return clips == (None, None, None) and not requirements.is_zeno(rule)
+
+  def _rescaled(self, rule, parameters, gradients) -> list[tf.Tensor]:
+    """Returns n times the rule of gradients of losses divided by n.
+
+    All rules but Zeno are scale-equivariant, and one multiplication of the
+    aggregate costs less than one of every row.
+    """
+    if rule is aggregators.mean:
+      return [tf.add_n(values) for values in zip(*gradients, strict=True)]
+    num_replicas = self._strategy.num_replicas_in_sync
+    return [value * num_replicas for value in rule(gradients, **parameters)]
+
+  def _own_gradients(self, gradients) -> list[list[tf.Tensor]]:
+    """Returns each replica's gradients of its own mean loss, clipped."""
+    scale = self._strategy.num_replicas_in_sync
+    devices = communication.replica_devices()
+    own = []
+    for device, values in zip(devices, gradients, strict=True):
+      with tf.device(device):
+        values = [value if scale == 1 else value * scale for value in values]
+        own.append(self._clip(values, self.workers_per_replica))
+    return own
 
   def _zeno_arguments(self, moved, as_variables) -> dict:
     loss_after = self.validation_loss.after_steps(moved)
