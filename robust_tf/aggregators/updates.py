@@ -388,4 +388,6 @@ def _is_array(value) -> bool:
 
 def _as_numpy(tensors: list[tf.Tensor]) -> list:
   """Returns tensors as arrays, where they have values yet."""
-  return [x.numpy() for x in tensors] if tf.executing_eagerly() else tensors
+  if not tf.executing_eagerly():
+    return tensors
+  return [np.asarray(x.numpy()) for x in tensors]  # no scalars of NumPy
