@@ -81,7 +81,7 @@ def geometric_median(v: np.ndarray) -> np.ndarray:
   z = v.mean(axis=0)
   for _ in range(200_000):
     distance = np.linalg.norm(z - v, axis=1)
-    if np.linalg.norm(pull(v, z)) < 1e-11 * len(v):
+    if np.linalg.norm(pull(v, z)) < 1e-9 * len(v):
       return z
     z = (v / distance[:, None]).sum(axis=0) / (1 / distance).sum()
   raise ArithmeticError("Weiszfeld's iteration has not converged")

@@ -1,0 +1,207 @@
+"""Every rule against its definition: sizes, dtypes, forms, ways to run."""
+
+import numpy as np
+import pytest
+
+from robust_tf import aggregators
+from robust_tf import attacks
+from tests.robust_tf import contracts
+from tests.robust_tf import oracles
+from tests.robust_tf.contracts import RULES
+from tests.robust_tf.contracts import TOLERANCE
+from tests.tensorflow_setup import tf
+
+SHAPES = ((3, 2), (), (6, 3), (4,), (1, 1, 5), (1,))
+SPARSE = 2  # the variable of SHAPES whose gradients may be IndexedSlices
+
+each_rule = pytest.mark.parametrize("rule", RULES, ids=str)
+
+
+def cast(v, dtype):
+  """Returns v as a tensor, and the float64 values that it then has."""
+  tensor = tf.cast(tf.constant(v), dtype)
+  return tensor, tf.cast(tensor, tf.float64).numpy()
+
+
+def assert_close(result, expected, dtype="float32"):
+  result = tf.cast(result, tf.float64).numpy()
+  tolerance = TOLERANCE[dtype]
+  np.testing.assert_allclose(
+    result, expected, rtol=tolerance, atol=tolerance * np.abs(expected).max()
+  )
+
+
+def per_variable(row):
+  """Returns a flat update as a list of arrays of SHAPES."""
+  sizes = [int(np.prod(shape)) for shape in SHAPES]
+  pieces = np.split(row, np.cumsum(sizes)[:-1])
+  return [p.reshape(shape) for p, shape in zip(pieces, SHAPES, strict=True)]
+
+
+def with_slices(update):
+  """Returns a list of arrays with tensors, and slices for one, instead."""
+  update = [tf.constant(value) for value in update]
+  dense = update[SPARSE]
+  update[SPARSE] = tf.IndexedSlices(
+    # In no order, and row 1 in two halves.
+    values=tf.concat([dense[::-1], dense[1:2]], axis=0)
+    * tf.constant([[1], [1], [1], [1], [0.5], [1], [0.5]], dense.dtype),
+    indices=tf.constant([5, 4, 3, 2, 1, 0, 1]),
+    dense_shape=tf.constant(dense.shape.as_list()),
+  )
+  return update
+
+
+def flat(update):
+  return np.concatenate([np.ravel(value) for value in update])
+
+
+def test_table_of_rules_is_the_packages():
+  assert aggregators.AGGREGATORS == {
+    rule.name: getattr(aggregators, rule.name) for rule in RULES
+  }
+
+
+def test_table_of_attacks_is_the_packages():
+  functions = {
+    name: getattr(attack, "func", attack)
+    for name, attack in contracts.ATTACKS.items()
+  }
+  assert functions == attacks.ATTACKS
+
+
+@pytest.mark.parametrize("n", [1, 2, 3, 5, 8, 11])
+@each_rule
+def test_rule_equals_its_definition(rule, n):
+  most = rule.max_byzantine(n)
+  if most < 0:
+    pytest.skip("too few workers for the rule")
+  for q in {0, most}:
+    for seed in range(3):
+      tensor, v = cast(contracts.gradients(seed, n, d=7), tf.float32)
+      assert_close(rule.bind(q)(tensor), rule.bind_oracle(q)(v))
+
+
+@pytest.mark.parametrize("n", [23, pytest.param(70, marks=pytest.mark.slow)])
+@each_rule
+def test_rule_of_many_workers_equals_its_definition(rule, n):
+  q = rule.max_byzantine(n) // 2
+  tensor, v = cast(contracts.gradients(0, n, d=5), tf.float32)
+  assert_close(rule.bind(q)(tensor), rule.bind_oracle(q)(v))
+
+
+@pytest.mark.parametrize("dtype", TOLERANCE)
+@each_rule
+def test_rule_keeps_the_dtype(rule, dtype):
+  q = rule.max_byzantine(7) // 2
+  tensor, v = cast(contracts.gradients(1, n=7, d=5), dtype)
+  result = rule.bind(q)(tensor)
+  assert result.dtype == dtype
+  assert result.shape == [5]
+  assert_close(result, rule.bind_oracle(q)(v), dtype)
+
+
+@each_rule
+def test_rule_of_half_precision_computes_in_float32(rule):
+  # Sums of these values and squared distances between them overflow float16.
+  v = 9000 * contracts.gradients(2, n=7, d=5)
+  tensor, v = cast(v, tf.float16)
+  expected = rule.bind_oracle(1 if rule.workers else 0)(v)
+  result = rule.bind(1 if rule.workers else 0)(tensor)
+  assert_close(result, expected, "float16")
+
+
+@each_rule
+def test_array_gives_an_array(rule):
+  q = rule.max_byzantine(7) // 2
+  v = contracts.gradients(3, n=7, d=5).astype(np.float32)
+  result = rule.bind(q)(v)
+  assert isinstance(result, np.ndarray)
+  assert result.dtype == np.float32
+  np.testing.assert_array_equal(result, rule.bind(q)(tf.constant(v)))
+
+
+@each_rule
+def test_list_of_gradients_is_one_vector(rule):
+  q = rule.max_byzantine(7)
+  v = contracts.gradients(4, n=7, d=flat(map(np.zeros, SHAPES)).size)
+  result = rule.bind(q)([with_slices(per_variable(row)) for row in v])
+  assert [tuple(value.shape) for value in result] == list(SHAPES)
+  assert all(isinstance(value, tf.Tensor) for value in result)
+  assert_close(flat(result), rule.bind_oracle(q)(v), "float64")
+
+
+@each_rule
+def test_list_of_arrays_gives_arrays(rule):
+  q = rule.max_byzantine(7)
+  v = contracts.gradients(5, n=7, d=flat(map(np.zeros, SHAPES)).size)
+  result = rule.bind(q)([per_variable(row) for row in v])
+  assert [np.shape(value) for value in result] == list(SHAPES)
+  assert all(isinstance(value, np.ndarray) for value in result)
+  assert_close(flat(result), rule.bind_oracle(q)(v), "float64")
+
+
+@each_rule
+def test_slices_that_a_worker_lacks_are_zeros(rule):
+  q = rule.max_byzantine(7)
+  rows = [0, 1, 1, 3, 3, 3, 2]  # the row of the embedding that each one used
+  v = np.zeros((7, 4, 2))
+  v[np.arange(7), rows] = contracts.gradients(6, n=7, d=2)
+  slices = [
+    [tf.IndexedSlices(tf.constant(v[i, [r]]), [r], tf.constant([4, 2]))]
+    for i, r in enumerate(rows)
+  ]
+  (result,) = rule.bind(q)(slices)
+  assert_close(
+    tf.reshape(result, [-1]), rule.bind_oracle(q)(v.reshape(7, 8)), "float64"
+  )
+
+
+@each_rule
+def test_rule_is_the_same_eagerly_in_a_function_and_compiled(rule):
+  q = rule.max_byzantine(8) // 2
+  v = contracts.gradients(7, n=8, d=9)
+  tensor = tf.constant(v, tf.float32)
+  lists = [[row[:4], tf.reshape(row[4:], [5, 1])] for row in tensor]
+  bound = rule.bind(q)
+  expected = rule.bind_oracle(q)(v)
+  for run in (
+    bound,
+    tf.function(bound, autograph=False),
+    tf.function(bound, jit_compile=True),
+  ):
+    assert_close(run(tensor), expected)
+    assert_close(flat(run(lists)), expected)
+
+
+# Worker 0 is in the middle of the others on variable 0 and far off on variable
+# 1; worker 1 the other way round.
+CROSSED = np.array(
+  [[0.0, 20], [20, 0], [2, 2], [-2, 2], [2, -2], [-2, -2], [3, 3]]
+)
+
+
+@pytest.mark.parametrize("name", ["krum", "multi_krum", "bulyan"])
+def test_worker_is_judged_by_all_variables_together(name):
+  rule = contracts.by_name(name)
+  together = rule.bind_oracle(1)(CROSSED)
+  apart = np.concatenate(
+    [rule.bind_oracle(1)(CROSSED[:, [k]]) for k in range(2)]
+  )
+  assert np.abs(together - apart).max() > 0.1
+  updates = [[tf.constant([x]), tf.constant([[y]])] for x, y in CROSSED]
+  assert_close(flat(rule.bind(1)(updates)), together)
+
+
+def test_krum_gives_one_workers_update_and_mixes_no_two():
+  updates = [[tf.constant([x]), tf.constant([y])] for x, y in CROSSED]
+  by_hand = [2, 2]  # variable by variable it would be 0 twice
+  assert flat(aggregators.krum(updates, num_byzantine=1)).tolist() == by_hand
+
+
+def test_geometric_median_reaches_its_optimum():
+  v = contracts.gradients(8, n=11, d=6)
+  v[:4] *= 1000
+  z = aggregators.geometric_median(v)
+  assert np.linalg.norm(oracles.pull(v, z)) < 1e-4
+  assert_close(z, oracles.geometric_median(v))
