@@ -12,6 +12,7 @@ import keras
 import tensorflow as tf
 
 from robust_tf import aggregators
+from robust_tf.attacks.byzantine import Byzantine
 from robust_tf.distribute import compatibility
 from robust_tf.distribute.compatibility import StrategyKind
 from robust_tf.optimizers.rule_config import rule_and_parameters
@@ -129,7 +130,7 @@ def check_validation_loss(
     ValueError: otherwise.
   """
   rule, _ = rule_and_parameters(aggregator)
-  if not is_zeno(rule):
+  if rule is not aggregators.zeno:
     if validation_loss is not None:
       raise ValueError(
         f"validation_loss is for aggregators.zeno, not for {rule_name(rule)}:"
@@ -148,9 +149,20 @@ def check_validation_loss(
     )
 
 
-def is_zeno(rule: Callable) -> bool:
-  """Whether a rule scores updates by a loss."""
-  return rule is aggregators.AGGREGATORS.get("zeno")
+def check_byzantine(byzantine: Byzantine | None, num_workers: int) -> None:
+  """Checks that an attack is one, of workers that there are.
+
+  Raises:
+    TypeError: it is no `Byzantine`.
+    ValueError: it names workers that there are not.
+  """
+  if byzantine is None:
+    return
+  if not isinstance(byzantine, Byzantine):
+    raise TypeError(
+      f"byzantine={byzantine!r} must be a robust_tf.Byzantine, or None"
+    )
+  byzantine.check(num_workers)
 
 
 def check_rule(aggregator: Callable, num_workers: int) -> None:
@@ -163,7 +175,7 @@ def check_rule(aggregator: Callable, num_workers: int) -> None:
   """
   rule, _ = rule_and_parameters(aggregator)
   arguments = {}
-  if is_zeno(rule):
+  if rule is aggregators.zeno:
     arguments = {"loss": lambda step: tf.zeros([]), "learning_rate": 0.1}
 
   @tf.function(autograph=False)

@@ -141,8 +141,7 @@ class RobustOptimizer(keras.optimizers.Optimizer):
     self._accumulation_steps = gradient_accumulation_steps
     self._accumulators = []
     self._strategy = tf.distribute.get_strategy()
-    if byzantine is not None:
-      byzantine.check(self.num_workers)
+    requirements.check_byzantine(byzantine, self.num_workers)
     # One worker is refused when it trains: a model that many workers trained
     # is loaded and used on one.
     if self.num_workers > 1:
@@ -276,7 +275,7 @@ class RobustOptimizer(keras.optimizers.Optimizer):
       return self._rescaled(rule, parameters, gradients)
     gradients = self._own_gradients(gradients)
     if takes_variables:
-      if requirements.is_zeno(rule):
+      if rule is aggregators.zeno:
         parameters |= self._zeno_arguments(moved, lambda step: step)
       return rule(gradients, **parameters)
     like = [
@@ -286,7 +285,7 @@ class RobustOptimizer(keras.optimizers.Optimizer):
     rows = communication.all_rows(gradients, self.workers_per_replica or 1)
     if self.byzantine is not None:
       rows = self.byzantine(rows, tf.convert_to_tensor(self.iterations))
-    if requirements.is_zeno(rule):
+    if rule is aggregators.zeno:
       parameters |= self._zeno_arguments(moved, lambda step: unpack(step, like))
     result = requirements.checked_result(rule, rule(rows, **parameters), rows)
     if self.report is not None:
@@ -309,7 +308,7 @@ class RobustOptimizer(keras.optimizers.Optimizer):
   def _scales_last(self, rule: Callable) -> bool:
     """Whether the rule can have gradients of the losses that Keras scaled."""
     clips = (self.clipnorm, self.clipvalue, self.global_clipnorm)
-    return clips == (None, None, None) and not requirements.is_zeno(rule)
+    return clips == (None, None, None) and rule is not aggregators.zeno
 
   def _rescaled(self, rule, parameters, gradients) -> list[tf.Tensor]:
     """Returns n times the rule of gradients of losses divided by n.
@@ -443,7 +442,7 @@ class RobustOptimizer(keras.optimizers.Optimizer):
           config["byzantine"], custom_objects
         ),
         "validation_loss": (
-          NoValidationLoss() if requirements.is_zeno(rule) else None
+          NoValidationLoss() if rule is aggregators.zeno else None
         ),
       }
     )
