@@ -3,9 +3,12 @@
 Keras' `fit` runs it. Its epochs end where the model is evaluated.
 """
 
+import dataclasses
 import itertools
 import math
 import os
+from collections.abc import Callable
+from collections.abc import Mapping
 
 import keras
 import numpy as np
@@ -26,28 +29,73 @@ from robust_tf.training.evaluation import test_function
 from robust_tf.training.journal import Journal
 from robust_tf.training.models import MODELS
 from robust_tf.training.process import Process
-from robust_tf.training.progress import StepProgress
 from robust_tf.training.settings import Settings
 
 
-def train(
-  settings: Settings,
-  dataset: Dataset,
-  batches: WorkerBatches,
-  process: Process,
-  progress: StepProgress,
-) -> tuple[Journal, keras.Model]:
-  """Trains, or goes on training, to the last step.
+@dataclasses.dataclass(frozen=True, eq=False)
+class Job:
+  """A run that is ready to start, or to go on.
+
+  Attributes:
+    settings: of the run.
+    batches: of the n workers.
+    process: this one.
+    strategy: spreads the workers over devices.
+    model: what is trained.
+    trainer: the model, or its workers on each replica, compiled.
+    journal: of the run; says how far it is.
+    checkpoints: makes them; None without an output.
+  """
+
+  settings: Settings
+  batches: WorkerBatches
+  process: Process
+  strategy: tf.distribute.Strategy
+  model: keras.Model
+  trainer: keras.Model
+  journal: Journal
+  checkpoints: Checkpoints | None
+
+  def train(self, show: Callable[[int, Mapping[str, float]], None]) -> None:
+    """Trains to the last step.
+
+    Args:
+      show: is told of each step, with what is known of it.
+    """
+    settings, journal = self.settings, self.journal
+    if journal.step >= settings.steps:
+      return
+    callback = EvaluationCallback(
+      settings,
+      test_function(self.model, self.batches.dataset),
+      journal,
+      checkpoints=self.checkpoints,
+      writer=_writer(settings, self.process),
+      show=show,
+    )
+    every = settings.evaluate_every
+    self.trainer.fit(
+      _distributed(self.batches, self.strategy, journal.step),
+      initial_epoch=journal.step // every,
+      epochs=math.ceil(settings.steps / every),
+      steps_per_epoch=every,
+      callbacks=[AggregationReport(), callback],
+      shuffle=False,
+      verbose=0,
+    )
+
+
+def prepare(
+  settings: Settings, batches: WorkerBatches, process: Process
+) -> Job:
+  """Returns the job, after the step of its latest checkpoint.
+
+  To be called before TensorFlow has run anything.
 
   Args:
     settings: of the run.
-    dataset: what is learned.
     batches: of the n workers.
     process: this one.
-    progress: is told of each step.
-
-  Returns:
-    The journal and the trained model.
 
   Raises:
     ValueError: the settings do not go together, or with the devices; or the
@@ -55,6 +103,7 @@ def train(
   """
   keras.utils.set_random_seed(settings.seed)
   strategy = experiment.make_strategy(settings)
+  dataset = batches.dataset
   with strategy.scope():
     model = MODELS[settings.model](
       dataset.input_shape, dataset.num_classes, settings.seed
@@ -70,29 +119,19 @@ def train(
       trainer.optimizer,
       journal,
     )
-    start = _agreed(strategy, process, checkpoints.latest_step())
-    if start:
-      checkpoints.restore(start)
-  callback = EvaluationCallback(
+    step = _agreed(strategy, process, checkpoints.latest_step())
+    if step:
+      checkpoints.restore(step)
+  return Job(
     settings,
-    test_function(model, dataset),
+    batches,
+    process,
+    strategy,
+    model,
+    trainer,
     journal,
-    checkpoints=checkpoints,
-    writer=_writer(settings, process),
-    show=progress,
+    checkpoints,
   )
-  if journal.step < settings.steps:
-    every = settings.evaluate_every
-    trainer.fit(
-      _distributed(batches, strategy, journal.step, settings.workers),
-      initial_epoch=journal.step // every,
-      epochs=math.ceil(settings.steps / every),
-      steps_per_epoch=every,
-      callbacks=[AggregationReport(), callback],
-      shuffle=False,
-      verbose=0,
-    )
-  return journal, model
 
 
 def _compiled(
@@ -157,11 +196,10 @@ def _distributed(
   batches: WorkerBatches,
   strategy: tf.distribute.Strategy,
   first_step: int,
-  num_workers: int,
 ):
   """Returns each replica's batches, that of all its workers at a step."""
   replicas = strategy.num_replicas_in_sync
-  per_replica = num_workers // replicas
+  per_replica = len(batches.parts) // replicas
 
   def of_process(context: tf.distribute.InputContext) -> tf.data.Dataset:
     local = replicas // context.num_input_pipelines
@@ -192,9 +230,13 @@ def _agreed(
   """Returns the chief's step: all processes must go on from the same."""
   if process.count == 1:
     return step
-  of_chief = strategy.run(lambda: tf.constant(step * process.is_chief))
-  total = int(strategy.reduce("SUM", of_chief, axis=None))
-  return total * process.count // strategy.num_replicas_in_sync
+
+  @tf.function(autograph=False)
+  def total():
+    of_chief = strategy.run(lambda: tf.constant(step * process.is_chief))
+    return strategy.reduce("SUM", of_chief, axis=None)
+
+  return int(total()) * process.count // strategy.num_replicas_in_sync
 
 
 def _writer(settings: Settings, process: Process) -> tf.summary.SummaryWriter:

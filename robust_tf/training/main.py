@@ -19,7 +19,6 @@ from robust_tf.training.choices import LABEL_FLIP
 from robust_tf.training.data import Dataset
 from robust_tf.training.data import load
 from robust_tf.training.help import help_text
-from robust_tf.training.process import Process
 from robust_tf.training.process import this_process
 from robust_tf.training.progress import StepProgress
 from robust_tf.training.settings import parse_settings
@@ -43,13 +42,18 @@ def main(argv: Sequence[str]) -> int:
     print(help_text())
     return 0
   try:
-    _run(parse_settings(argv))
+    with contextlib.ExitStack() as stack:
+      try:
+        job = _prepare(parse_settings(argv), stack)
+      except (ValueError, OSError) as error:
+        return _complain(error)
+      _finish(job)
     sys.stdout.flush()
   except BrokenPipeError:
     # Whoever read our output has seen enough. Python flushes stdout once more
     # when it exits, and must not fail then.
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-  except (ValueError, OSError) as error:
+  except OSError as error:
     return _complain(error)
   except KeyboardInterrupt:
     print("robust-train: interrupted", file=sys.stderr)
@@ -62,21 +66,39 @@ def run() -> NoReturn:
   sys.exit(main(sys.argv[1:]))
 
 
-def _run(settings: Settings) -> None:
+def _prepare(settings: Settings, stack: contextlib.ExitStack):
+  """Returns the job; the stack keeps its folder.
+
+  Raises:
+    ValueError: the input is bad.
+    OSError: a file cannot be read or written.
+  """
   process = this_process(settings.strategy)
   if settings.workers % process.count:
     raise ValueError(
       f"--workers={settings.workers} cannot be spread evenly over the"
       f" {process.count} processes of TF_CONFIG"
     )
-  dataset = load(settings.data, settings.seed)
-  batches = _batches(settings, dataset)
-  with contextlib.ExitStack() as stack:
-    if settings.output and process.is_chief:
-      stack.enter_context(
-        output.run_folder(settings.output, settings.flags, settings.overwrite)
-      )
-    _train(settings, dataset, batches, process)
+  batches = _batches(settings, load(settings.data, settings.seed))
+  if settings.output and process.is_chief:
+    stack.enter_context(
+      output.run_folder(settings.output, settings.flags, settings.overwrite)
+    )
+  with _silent_stderr():
+    # Takes seconds: --help and many a complaint do without.
+    from robust_tf.training import job
+  return job.prepare(settings, batches, process)
+
+
+def _finish(job) -> None:
+  """Trains, and writes what came of it."""
+  from robust_tf.training.result import write_result
+
+  quiet = not job.process.is_chief
+  with StepProgress(job.settings.steps, quiet) as progress:
+    job.train(progress)
+  if job.process.is_chief:
+    write_result(job.settings, job.batches, job.journal, job.model)
 
 
 def _batches(settings: Settings, dataset: Dataset) -> WorkerBatches:
@@ -98,20 +120,6 @@ def _batches(settings: Settings, dataset: Dataset) -> WorkerBatches:
     flipped_workers=settings.byzantine if flips else (),
     flipped_from=settings.attack_start_step,
   )
-
-
-def _train(
-  settings: Settings, dataset: Dataset, batches: WorkerBatches, process: Process
-) -> None:
-  with _silent_stderr():
-    # Takes seconds: --help and many a complaint do without.
-    from robust_tf.training import job
-    from robust_tf.training.result import write_result
-  quiet = not process.is_chief
-  with StepProgress(settings.steps, quiet) as progress:
-    journal, model = job.train(settings, dataset, batches, process, progress)
-  if process.is_chief:
-    write_result(settings, dataset, batches, journal, model)
 
 
 @contextlib.contextmanager

@@ -80,7 +80,6 @@ def weights_digest(weights: Sequence[np.ndarray]) -> str:
 
 def write_result(
   settings: Settings,
-  dataset: Dataset,
   batches: WorkerBatches,
   journal: Journal,
   model: keras.Model,
@@ -89,7 +88,6 @@ def write_result(
 
   Args:
     settings: of the run.
-    dataset: what was learned.
     batches: of the workers.
     journal: of the run.
     model: the trained one.
@@ -102,6 +100,7 @@ def write_result(
     print(line)
   if settings.output is None:
     return
+  dataset = batches.dataset
 
   def replacing(name):
     return output.replacing(os.path.join(settings.output, name))
@@ -112,7 +111,8 @@ def write_result(
     attacked = settings.attack_start_step if settings.attack else None
     draw_curves(journal.evaluations, attacked, title(settings), path)
   with replacing(output.MODEL) as path:
-    alone = keras.models.clone_model(model)
+    # Without the strategy and the optimizer that trained it.
+    alone = type(model).from_config(model.get_config())
     alone.set_weights(model.get_weights())
     alone.save(path)
   with replacing(output.RESULT) as path:
