@@ -70,7 +70,7 @@ def test_table_of_attacks_is_the_packages():
   assert functions == attacks.ATTACKS
 
 
-@pytest.mark.parametrize("n", [1, 2, 3, 5, 8, 11])
+@pytest.mark.parametrize("n", [1, 3, 4, 8, 11])
 @each_rule
 def test_rule_equals_its_definition(rule, n):
   most = rule.max_byzantine(n)
@@ -128,7 +128,7 @@ def test_list_of_gradients_is_one_vector(rule):
   result = rule.bind(q)([with_slices(per_variable(row)) for row in v])
   assert [tuple(value.shape) for value in result] == list(SHAPES)
   assert all(isinstance(value, tf.Tensor) for value in result)
-  assert_close(flat(result), rule.bind_oracle(q)(v), "float64")
+  assert_close(flat(result), rule.bind_oracle(q)(v))
 
 
 @each_rule
@@ -138,7 +138,7 @@ def test_list_of_arrays_gives_arrays(rule):
   result = rule.bind(q)([per_variable(row) for row in v])
   assert [np.shape(value) for value in result] == list(SHAPES)
   assert all(isinstance(value, np.ndarray) for value in result)
-  assert_close(flat(result), rule.bind_oracle(q)(v), "float64")
+  assert_close(flat(result), rule.bind_oracle(q)(v))
 
 
 @each_rule
@@ -152,9 +152,7 @@ def test_slices_that_a_worker_lacks_are_zeros(rule):
     for i, r in enumerate(rows)
   ]
   (result,) = rule.bind(q)(slices)
-  assert_close(
-    tf.reshape(result, [-1]), rule.bind_oracle(q)(v.reshape(7, 8)), "float64"
-  )
+  assert_close(tf.reshape(result, [-1]), rule.bind_oracle(q)(v.reshape(7, 8)))
 
 
 @each_rule
@@ -199,9 +197,18 @@ def test_krum_gives_one_workers_update_and_mixes_no_two():
   assert flat(aggregators.krum(updates, num_byzantine=1)).tolist() == by_hand
 
 
-def test_geometric_median_reaches_its_optimum():
+@pytest.mark.parametrize("far", [1.0, 1e3, 1e8, 1e15])
+def test_geometric_median_reaches_its_optimum(far):
   v = contracts.gradients(8, n=11, d=6)
-  v[:4] *= 1000
+  v[3:8] *= far
   z = aggregators.geometric_median(v)
+  # A step of 1e-4 would take this pull away.
   assert np.linalg.norm(oracles.pull(v, z)) < 1e-4
   assert_close(z, oracles.geometric_median(v))
+
+
+def test_geometric_median_that_is_a_row_is_found():
+  # The others pull on row 5 with less than its own weight.
+  v = contracts.gradients(9, n=11, d=6)
+  v[5] = oracles.geometric_median(v)
+  assert_close(aggregators.geometric_median(v), v[5])

@@ -15,22 +15,12 @@ import pytest
 from robust_tf import aggregators
 from robust_tf import attacks
 from tests.robust_tf import oracles
+from tests.robust_tf.contracts import by_name
 from tests.tensorflow_setup import tf
 
 N, Q, D, DRAWS = 25, 11, 200, 60
 BYZANTINE = tuple(range(3, 25, 2))  # never the first q rows
 EPSILONS = (0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 100.0)
-
-AGGREGATORS = {
-  "mean": aggregators.mean,
-  "median": aggregators.median,
-  "trimmed_mean": functools.partial(aggregators.trimmed_mean, trim=Q),
-  "phocas": functools.partial(aggregators.phocas, trim=Q),
-  "meamed": functools.partial(aggregators.meamed, num_byzantine=Q),
-  "krum": functools.partial(aggregators.krum, num_byzantine=Q),
-  "multi_krum": functools.partial(aggregators.multi_krum, num_byzantine=Q),
-  "geometric_median": aggregators.geometric_median,
-}
 
 # The signs of the cosine for each of EPSILONS; "?" is near to a switch.
 #   .05 .1 .2 .5 1 2 5 10 100
@@ -64,12 +54,13 @@ def honest_updates(r):
 @functools.cache
 def mean_cosines(rule, r):
   """Returns the mean over the draws of cos(result, g) for each epsilon."""
+  aggregate = by_name(rule).bind(Q)
 
   @tf.function
   def results(updates, epsilon):
     def one_draw(v):
       attacked = attacks.inner_product(v, BYZANTINE, (0, 0), epsilon)
-      return AGGREGATORS[rule](attacked)
+      return aggregate(attacked)
 
     return tf.map_fn(one_draw, updates)
 
