@@ -2,6 +2,8 @@
 
 from collections.abc import Callable
 
+from robust_tf.aggregators.bulyan import bulyan
+from robust_tf.aggregators.bulyan import bulyan_weights
 from robust_tf.aggregators.geometric_median import geometric_median
 from robust_tf.aggregators.geometric_median import geometric_median_weights
 from robust_tf.aggregators.krum import krum
@@ -14,9 +16,11 @@ from robust_tf.aggregators.mean_around import phocas
 from robust_tf.aggregators.median import median
 from robust_tf.aggregators.trimmed_mean import trimmed_mean
 from robust_tf.aggregators.zeno import zeno
+from robust_tf.aggregators.zeno import zeno_plus_plus
 from robust_tf.aggregators.zeno import zeno_weights
 
 AGGREGATORS: dict[str, Callable] = {
+  "bulyan": bulyan,
   "geometric_median": geometric_median,
   "krum": krum,
   "mean": mean,
@@ -28,8 +32,10 @@ AGGREGATORS: dict[str, Callable] = {
   "zeno": zeno,
 }
 
-# Of the rules that are weighted sums of the updates: what gives the weights.
+# What gives the weights that a rule's updates have in its result: those of a
+# sum, but for Bulyan, which takes the middle of the updates that it selects.
 WEIGHTS: dict[Callable, Callable] = {
+  bulyan: bulyan_weights,
   geometric_median: geometric_median_weights,
   krum: krum_weights,
   multi_krum: multi_krum_weights,
@@ -39,6 +45,8 @@ WEIGHTS: dict[Callable, Callable] = {
 __all__ = [
   "AGGREGATORS",
   "WEIGHTS",
+  "bulyan",
+  "bulyan_weights",
   "geometric_median",
   "geometric_median_weights",
   "krum",
@@ -51,5 +59,6 @@ __all__ = [
   "phocas",
   "trimmed_mean",
   "zeno",
+  "zeno_plus_plus",
   "zeno_weights",
 ]

@@ -1,11 +1,17 @@
-"""Krum and multi-Krum: the updates that have the nearest neighbours.
+"""Krum and multi-Krum: the updates whose neighbors are nearest.
+
+Every update is scored by the sum of its squared distances to the n - q - 2
+updates nearest to it. Krum takes the one of least score, multi-Krum the mean
+of the m of least score.
 
 Blanchard, El Mhamdi, Guerraoui and Stainer, Machine Learning with Adversaries:
 Byzantine Tolerant Gradient Descent, NeurIPS 2017.
 """
 
+import numpy as np
 import tensorflow as tf
 
+from robust_tf.aggregators.pairwise_distances import from_products
 from robust_tf.aggregators.pairwise_distances import squared_distances
 from robust_tf.aggregators.updates import check_count
 from robust_tf.aggregators.updates import combine
@@ -14,14 +20,16 @@ from robust_tf.aggregators.updates import Updates
 
 
 def krum(updates: Updates, num_byzantine: int):
-  """Returns the update that is nearest to its n - q - 2 nearest neighbours.
+  """Returns the update whose n - q - 2 nearest neighbors are nearest.
 
   Args:
     updates: n >= 2 q + 3 updates, in any form of `updates`.
-    num_byzantine: q.
+    num_byzantine: q, how many may be Byzantine.
 
   Returns:
-    One of the updates, in their form and dtypes; of equals, the first.
+    One of the updates, in their form and dtypes; of equal scores, the first.
+    An update that is not finite is never taken; of none that are finite, the
+    result is zero.
 
   Raises:
     TypeError: updates in none of the forms, or `num_byzantine` no integer.
@@ -31,26 +39,31 @@ def krum(updates: Updates, num_byzantine: int):
 
 
 def krum_weights(updates: Updates, num_byzantine: int) -> tf.Tensor:
-  """Returns 1 for the update that `krum` returns, 0 for others: [n] float64."""
+  """Returns 1 for the update that `krum` takes, else 0: [n] float64.
+
+  Args, Raises: as in `krum`.
+  """
   return multi_krum_weights(updates, num_byzantine, num_selected=1)
 
 
 def multi_krum(
   updates: Updates, num_byzantine: int, num_selected: int | None = None
 ):
-  """Returns the mean of the updates with the least Krum scores.
+  """Returns the mean of the updates of least Krum scores.
 
   Args:
     updates: n >= 2 q + 3 updates, in any form of `updates`.
-    num_byzantine: q.
-    num_selected: m, of 1 to n - q - 2, which is the default.
+    num_byzantine: q, how many may be Byzantine.
+    num_selected: m, how many to average: 1 to n - q - 2, the default.
 
   Returns:
-    One update, in the form and the dtypes of the updates.
+    One update, in the form and the dtypes of the updates. Of equal scores the
+    first are taken. Updates that are not finite are never taken: where less
+    than m are finite, the mean is that of these, or zero.
 
   Raises:
     TypeError: updates in none of the forms, or a count that is no integer.
-    ValueError: a count out of range, or too few updates.
+    ValueError: a count out of its range, or too few updates.
   """
   return combine(
     updates, multi_krum_weights(updates, num_byzantine, num_selected)
@@ -60,26 +73,40 @@ def multi_krum(
 def multi_krum_weights(
   updates: Updates, num_byzantine: int, num_selected: int | None = None
 ) -> tf.Tensor:
-  """Returns 1 / m for the updates that `multi_krum` averages: [n] float64."""
+  """Returns 1 / m for the updates that `multi_krum` takes, else 0: [n] float64.
+
+  Args, Raises: as in `multi_krum`.
+  """
   n = num_workers(updates)
   check_count("num_byzantine", num_byzantine, 2 * num_byzantine + 3, n)
-  most = n - num_byzantine - 2
-  m = most if num_selected is None else num_selected
-  if not 1 <= m <= most:
-    raise ValueError(
-      f"num_selected={m} must be 1 to {most}, n - num_byzantine - 2 for"
-      f" {n} updates"
+  num_neighbors = n - num_byzantine - 2
+  if num_selected is None:
+    num_selected = num_neighbors
+  _check_num_selected(num_selected, num_neighbors)
+  return from_products(_weights, updates, num_neighbors, num_selected)
+
+
+def _check_num_selected(num_selected: int, most: int) -> None:
+  if isinstance(num_selected, bool) or not isinstance(
+    num_selected, int | np.integer
+  ):
+    raise TypeError(
+      f"num_selected={num_selected!r} must be an integer, a number of workers"
     )
-  scores = krum_scores(squared_distances(updates), most)
-  chosen = tf.argsort(scores, stable=True)[:m]
-  return tf.reduce_sum(tf.one_hot(chosen, n, dtype=tf.float64), axis=0) / m
+  if not 1 <= num_selected <= most:
+    raise ValueError(
+      f"num_selected={num_selected} must be 1 to n - num_byzantine - 2,"
+      f" here {most}"
+    )
 
 
-def krum_scores(distances: tf.Tensor, num_neighbors: int) -> tf.Tensor:
-  """Returns the sums of each row's least distances, [n].
-
-  Args:
-    distances: squared, [n, n], infinite on the diagonal.
-    num_neighbors: how many to add up.
-  """
-  return tf.reduce_sum(tf.sort(distances, axis=1)[:, :num_neighbors], axis=1)
+def _weights(products, finite, num_neighbors: int, num_selected: int):
+  """Returns the weights, given the products of `from_products`."""
+  distances = squared_distances(products, finite)
+  nearest = tf.sort(distances, axis=1)[:, :num_neighbors]
+  # A finite update comes before one that is not, whatever its score is.
+  scores = tf.minimum(tf.reduce_sum(nearest, axis=1), tf.float64.max)
+  scores = tf.where(finite, scores, tf.constant(float("inf"), tf.float64))
+  ranks = tf.argsort(tf.argsort(scores, stable=True), stable=True)
+  selected = tf.cast((ranks < num_selected) & finite, tf.float64)
+  return tf.math.divide_no_nan(selected, tf.reduce_sum(selected))

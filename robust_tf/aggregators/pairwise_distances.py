@@ -26,6 +26,7 @@ squares neither overflow nor vanish, and chunks are added up in float64.
 
 import functools
 from collections.abc import Callable
+from typing import Any
 
 import tensorflow as tf
 
@@ -57,63 +58,65 @@ _EXPONENT = {
 }
 
 
-def squared_distances(updates: Updates) -> tf.Tensor:
-  """Returns the squared distances between any two updates, [n, n] float64.
+@tf.autograph.experimental.do_not_convert
+def from_products(function: Callable, updates: Updates, *args) -> Any:
+  """Returns `function(products, finite, *args)` of the updates.
 
-  They are in a unit of their own, the same for all, so that no rule should
-  compare them with anything else: rows of 1e25 and of 1e-25 have distances
-  near 1. D_ij is right to about 1e-6 (float64: 1e-15) of max(D_ij, min(r_i,
-  r_j)), where r_i is the squared distance from i to its floor(n / 2)-th
-  nearest other row; never negative; and symmetric.
+  It is traced, together with the products, once for each n.
 
   Args:
+    function: a function of a module, because what is traced is kept by it. It
+      is given G, [n, n] float64: inner products of the differences from a good
+      reference, in a unit of their own, the same for all; right to about 1e-7
+      (float64: 1e-15) of sqrt(G_ii G_jj), and 0 for rows that are not finite;
+      and which rows are finite, [n] bool. A row whose difference from the
+      reference overflows its dtype counts as not finite.
     updates: n >= 1 updates, in any form of `updates`, each taken as one whole
       vector.
-
-  Returns:
-    D, with infinities where i = j, so that no row is its own neighbor, and
-    where one of the two holds a value that is not finite.
+    *args: numbers, passed on to the function.
   """
-  products, finite = centered_products(updates)
-  return tf.linalg.set_diag(
-    _distances(products, finite),
-    tf.fill([finite.shape[0]], tf.constant(float("inf"), tf.float64)),
-  )
+  return _traced(function, num_workers(updates), *args)(to_blocks(updates))
 
 
-@tf.autograph.experimental.do_not_convert
-def centered_products(updates: Updates) -> tuple[tf.Tensor, tf.Tensor]:
-  """Returns inner products of the differences from a good reference.
+def squared_distances(products: tf.Tensor, finite: tf.Tensor) -> tf.Tensor:
+  """Returns D of `from_products`' G, [n, n] float64.
+
+  D is symmetric, never negative, and right to about 1e-6 (float64: 1e-15) of
+  max(D_ij, min(r_i, r_j)). It is infinite where a row is not finite, and where
+  i = j, so that no row is its own neighbor. Its unit is that of G: rows of
+  1e25 and rows of 1e-25 have distances of about d.
 
   Args:
-    updates: n >= 1 updates, in any form of `updates`.
-
-  Returns:
-    G, [n, n] float64, in the unit of `squared_distances`, with zeros for rows
-    that are not finite; right to about 1e-7 of sqrt(G_ii G_jj).
-    Which rows are finite, [n] bool. A row counts as not finite also where its
-    difference from the reference overflows its dtype.
+    products: [n, n] float64.
+    finite: [n] bool.
   """
-  return _traced(num_workers(updates))(to_blocks(updates))
+  others = finite[:, None] & finite & ~tf.eye(finite.shape[0], dtype=tf.bool)
+  distances = _distances(products, finite)
+  return tf.where(others, distances, tf.constant(float("inf"), tf.float64))
 
 
 @functools.cache
-def _traced(num_rows: int) -> Callable:
+def _traced(function: Callable, num_rows: int, *args) -> Callable:
   """Returns a function of blocks, traced for one n and any d."""
 
   @tf.function(reduce_retracing=True, autograph=False)
   def apply(blocks):
-    reference, units, seen_finite = _guess(blocks, num_rows)
-    products, finite = _products(blocks, reference, units)
-    as_seen = tf.reduce_all(tf.equal(finite, seen_finite))
-    radius = tf.reduce_min(_radii(products, finite))
-    return tf.cond(
-      as_seen & (radius >= _MIN_RADIUS) & _is_accurate(products, finite),
-      lambda: (products, finite),
-      lambda: _search(blocks, products, finite),
-    )
+    return function(*_centered_products(blocks, num_rows), *args)
 
   return apply
+
+
+def _centered_products(blocks: tuple[Block, ...], num_rows: int):
+  """Returns products from a good reference, and the finite rows."""
+  reference, units, seen_finite = _guess(blocks, num_rows)
+  products, finite = _products(blocks, reference, units)
+  as_seen = tf.reduce_all(tf.equal(finite, seen_finite))
+  radius = tf.reduce_min(_radii(products, finite))
+  return tf.cond(
+    as_seen & (radius >= _MIN_RADIUS) & _is_accurate(products, finite),
+    lambda: (products, finite),
+    lambda: _search(blocks, products, finite),
+  )
 
 
 def _guess(blocks: tuple[Block, ...], num_rows: int):
@@ -132,7 +135,7 @@ def _guess(blocks: tuple[Block, ...], num_rows: int):
   finite = tf.reduce_all(tf.math.is_finite(sample), axis=1)
   exact = tf.cast(tf.where(finite[:, None], sample, 0), tf.float64)
   products = tf.matmul(exact, exact, transpose_b=True)
-  reference = _argmin(_radii(products, finite), finite)
+  reference = first_least(_radii(products, finite), finite)
   differences = tf.abs(sample - tf.gather(sample, reference)[None])
   units = _units(tf.reduce_max(differences, axis=1), finite)
   return reference, units, finite
@@ -148,7 +151,7 @@ def _search(blocks: tuple[Block, ...], products: tf.Tensor, finite: tf.Tensor):
   num_rows = finite.shape[0]
 
   def body(_, untried, products, finite):
-    reference = _argmin(_radii(products, finite), untried)
+    reference = first_least(_radii(products, finite), untried)
     largest = _largest_differences(blocks, reference)
     units = _units(largest, tf.math.is_finite(largest))
     products, finite = _products(blocks, reference, units)
@@ -188,7 +191,7 @@ def _distances(products: tf.Tensor, finite: tf.Tensor) -> tf.Tensor:
   return tf.where(both, distances, tf.constant(float("inf"), tf.float64))
 
 
-def _argmin(radii: tf.Tensor, candidates: tf.Tensor) -> tf.Tensor:
+def first_least(radii: tf.Tensor, candidates: tf.Tensor) -> tf.Tensor:
   """Returns the first candidate of least radius; 0 where there is none."""
   # argmin starts from the largest float64, so that only less can win.
   radii = tf.where(candidates, tf.minimum(radii, 1e300), 1e301)
