@@ -130,7 +130,8 @@ def _guess(blocks: tuple[Block, ...], num_rows: int):
   if isinstance(block, tuple):
     sample = tf.stack([row[::stride] for row in block])
   else:
-    sample = tf.ensure_shape(block[:, ::stride], [num_rows, None])
+    sample = block[:, ::stride]
+  sample = tf.ensure_shape(sample, [num_rows, None])
   sample = tf.cast(sample, accumulation_dtype(sample.dtype))
   finite = tf.reduce_all(tf.math.is_finite(sample), axis=1)
   exact = tf.cast(tf.where(finite[:, None], sample, 0), tf.float64)

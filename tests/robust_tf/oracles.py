@@ -73,16 +73,19 @@ def geometric_median(v: np.ndarray) -> np.ndarray:
 
   A row is the answer when the pull of the others on it is no stronger than
   the number of rows that lie on it; otherwise Weiszfeld's iteration runs until
-  the pulls on z cancel.
+  the pulls on z cancel, as far as rounding allows.
   """
   for i in range(len(v)):
     if np.linalg.norm(pull(v, v[i])) <= np.sum((v == v[i]).all(axis=1)):
       return v[i]
   z = v.mean(axis=0)
+  last = np.inf
   for _ in range(200_000):
     distance = np.linalg.norm(z - v, axis=1)
-    if np.linalg.norm(pull(v, z)) < 1e-9 * len(v):
+    length = np.linalg.norm(pull(v, z))
+    if length < 1e-9 * len(v) and length >= last:
       return z
+    last = length
     z = (v / distance[:, None]).sum(axis=0) / (1 / distance).sum()
   raise ArithmeticError("Weiszfeld's iteration has not converged")
 
