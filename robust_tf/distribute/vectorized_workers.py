@@ -116,6 +116,13 @@ class VectorizedWorkers(keras.Model):
       auto_scale_loss=auto_scale_loss,
     )
 
+  def compile_from_config(self, config):
+    """Compiles as when these workers were saved."""
+    # Keras leaves it to classes with a `compile` of their own.
+    self.compile(**keras.saving.deserialize_keras_object(config))
+    if self.built:
+      self.optimizer.build(self.trainable_variables)
+
   def train_step(self, data):
     """Computes every worker's gradients, and applies them."""
     x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
