@@ -58,8 +58,8 @@ def zeno(
 
   Raises:
     TypeError: updates in none of the forms, or `num_suspected` no integer.
-    ValueError: `num_suspected` below 0 or not below n, `rho` below 0, or a
-      penalty of another name.
+    ValueError: `num_suspected` below 0 or not below n, `rho` below 0, a
+      penalty of another name, or a loss that is no scalar.
   """
   return combine(
     updates,
@@ -159,7 +159,12 @@ def _scores(updates, loss, learning_rate, rho, penalty) -> tf.Tensor:
 
   def loss_after(update):
     step = [_scaled(part, learning_rate) for part in update]
-    return tf.cast(loss(from_blocks(step, like=updates)), tf.float64)
+    value = tf.cast(loss(from_blocks(step, like=updates)), tf.float64)
+    if value.shape.rank:
+      raise ValueError(
+        f"the loss has shape {value.shape}, not that of a scalar: reduce it"
+      )
+    return value
 
   before = loss_after([tf.zeros_like(block[0]) for block in blocks])
   scores = []
