@@ -12,6 +12,7 @@ from tests.robust_tf.contracts import TOLERANCE
 from tests.tensorflow_setup import tf
 
 SHAPES = ((3, 2), (), (6, 3), (4,), (1, 1, 5), (1,))
+SIZE = sum(int(np.prod(shape)) for shape in SHAPES)
 SPARSE = 2  # the variable of SHAPES whose gradients may be IndexedSlices
 
 each_rule = pytest.mark.parametrize("rule", RULES, ids=str)
@@ -124,7 +125,7 @@ def test_array_gives_an_array(rule):
 @each_rule
 def test_list_of_gradients_is_one_vector(rule):
   q = rule.max_byzantine(7)
-  v = contracts.gradients(4, n=7, d=flat(map(np.zeros, SHAPES)).size)
+  v = contracts.gradients(4, n=7, d=SIZE)
   result = rule.bind(q)([with_slices(per_variable(row)) for row in v])
   assert [tuple(value.shape) for value in result] == list(SHAPES)
   assert all(isinstance(value, tf.Tensor) for value in result)
@@ -134,7 +135,7 @@ def test_list_of_gradients_is_one_vector(rule):
 @each_rule
 def test_list_of_arrays_gives_arrays(rule):
   q = rule.max_byzantine(7)
-  v = contracts.gradients(5, n=7, d=flat(map(np.zeros, SHAPES)).size)
+  v = contracts.gradients(5, n=7, d=SIZE)
   result = rule.bind(q)([per_variable(row) for row in v])
   assert [np.shape(value) for value in result] == list(SHAPES)
   assert all(isinstance(value, np.ndarray) for value in result)
@@ -163,13 +164,10 @@ def test_rule_is_the_same_eagerly_in_a_function_and_compiled(rule):
   lists = [[row[:4], tf.reshape(row[4:], [5, 1])] for row in tensor]
   bound = rule.bind(q)
   expected = rule.bind_oracle(q)(v)
-  for run in (
-    bound,
-    tf.function(bound, autograph=False),
-    tf.function(bound, jit_compile=True),
-  ):
-    assert_close(run(tensor), expected)
-    assert_close(flat(run(lists)), expected)
+  assert_close(bound(tensor), expected)
+  assert_close(tf.function(bound, jit_compile=True)(tensor), expected)
+  assert_close(flat(bound(lists)), expected)
+  assert_close(flat(tf.function(bound)(lists)), expected)
 
 
 # Worker 0 is in the middle of the others on variable 0 and far off on variable
@@ -212,3 +210,38 @@ def test_geometric_median_that_is_a_row_is_found():
   v = contracts.gradients(9, n=11, d=6)
   v[5] = oracles.geometric_median(v)
   assert_close(aggregators.geometric_median(v), v[5])
+
+
+@pytest.mark.parametrize("rho", [0.0, 0.05, 2.0])
+def test_zeno_penalty_may_be_the_mean_of_squares(rho):
+  v = contracts.gradients(10, n=9, d=8)
+  result = aggregators.zeno(
+    v, contracts.quadratic_loss, 0.1, num_suspected=4, rho=rho, penalty="mean"
+  )
+  expected = oracles.zeno(
+    v, contracts.numpy_quadratic_loss, 0.1, num_suspected=4, rho=rho / 8
+  )
+  assert_close(result, expected)
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_zeno_plus_plus_equals_its_definition(seed):
+  rng = np.random.default_rng(seed)
+  g, v = rng.normal(size=(2, 6))
+  g *= 10.0 ** rng.integers(-3, 4)
+  arguments = (0.1, rng.choice([0.001, 0.05]), rng.choice([0.0, 1.0]))
+  accepted, scaled = aggregators.zeno_plus_plus(g, v, *arguments)
+  expected_accepted, expected = oracles.zeno_plus_plus(g, v, *arguments)
+  assert bool(accepted) == expected_accepted
+  assert_close(scaled, expected)
+
+
+def test_zeno_plus_plus_of_lists_is_of_one_vector():
+  g, v = np.random.default_rng(0).normal(size=(2, SIZE))
+  g, v = per_variable(g), per_variable(v)
+  accepted, scaled = aggregators.zeno_plus_plus(g, v, 0.1)
+  expected_accepted, expected = oracles.zeno_plus_plus(
+    flat(g), flat(v), 0.1, 0.001, 0.0
+  )
+  assert bool(accepted) == expected_accepted
+  assert_close(flat(scaled), expected)

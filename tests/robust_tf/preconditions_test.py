@@ -117,8 +117,6 @@ def zeno(**changed):
   [
     ({"penalty": "max"}, "penalty='max'.*'sum'.*'mean'"),
     ({"rho": -1.0}, "rho=-1.0"),
-    ({"learning_rate": -0.1}, "learning_rate=-0.1"),
-    ({"learning_rate": 0.0}, "learning_rate=0.0"),
     ({"loss": lambda step: tf.square(step)}, "loss.*scalar"),
   ],
 )
