@@ -4,11 +4,11 @@ Keras' `fit` runs it. Its epochs end where the model is evaluated.
 """
 
 import dataclasses
-import itertools
 import math
 import os
 from collections.abc import Callable
 from collections.abc import Mapping
+from collections.abc import Sequence
 
 import keras
 import numpy as np
@@ -75,7 +75,9 @@ class Job:
     )
     every = settings.evaluate_every
     self.trainer.fit(
-      _distributed(self.batches, self.strategy, journal.step),
+      _distributed(
+        self.batches, self.strategy, range(journal.step, settings.steps)
+      ),
       initial_epoch=journal.step // every,
       epochs=math.ceil(settings.steps / every),
       steps_per_epoch=every,
@@ -195,7 +197,7 @@ def _validation(settings: Settings, dataset: Dataset) -> tf.data.Dataset:
 def _distributed(
   batches: WorkerBatches,
   strategy: tf.distribute.Strategy,
-  first_step: int,
+  steps: Sequence[int],
 ):
   """Returns each replica's batches, that of all its workers at a step."""
   replicas = strategy.num_replicas_in_sync
@@ -206,8 +208,8 @@ def _distributed(
     first = context.input_pipeline_id * local
 
     def generate():
-      # A replica of this process after the other, step after step.
-      for step in itertools.count(first_step):
+      # One replica of this process after the other, step after step.
+      for step in steps:
         for replica in range(first, first + local):
           workers = range(replica * per_replica, (replica + 1) * per_replica)
           yield batches.batch(workers, step)

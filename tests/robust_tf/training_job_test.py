@@ -159,7 +159,14 @@ SPREAD = {
 }
 
 
-@pytest.mark.parametrize("case", SPREAD)
+@pytest.mark.parametrize(
+  "case",
+  [
+    # Replicas take seconds to start and to end.
+    case if case == "attacked" else pytest.param(case, marks=pytest.mark.slow)
+    for case in SPREAD
+  ],
+)
 def test_real_replicas_give_the_numbers_of_simulated_workers(tmp_path, case):
   assert NUM_DEVICES == 4
   one, weights = train(tmp_path / "none", *SPREAD[case])
