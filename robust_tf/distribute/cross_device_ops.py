@@ -23,7 +23,6 @@ of the data, or choose a batch size that the replicas divide. Under
 0, before they come here, are not finite.
 """
 
-import functools
 from collections.abc import Callable
 from collections.abc import Sequence
 
@@ -36,6 +35,8 @@ from robust_tf.distribute import compatibility
 from robust_tf.distribute.compatibility import StrategyKind
 from robust_tf.distribute.packing import pack
 from robust_tf.distribute.packing import unpack
+from robust_tf.optimizers.requirements import checked_result
+from robust_tf.optimizers.rule_config import rule_and_parameters
 
 
 class RobustCrossDeviceOps(tf.distribute.ReductionToOneDevice):
@@ -74,8 +75,12 @@ class RobustCrossDeviceOps(tf.distribute.ReductionToOneDevice):
     compatibility.tag_gradients()
     self.aggregator = aggregator
     self.byzantine = byzantine
-    self._rule = _rule_of(aggregator)
-    _check_rule(self._rule)
+    self._rule, _ = rule_and_parameters(aggregator)
+    if self._rule is aggregators.zeno:
+      raise ValueError(
+        "aggregator zeno needs a loss and the learning rate, which cross-device"
+        " ops do not have: use RobustOptimizer with a ValidationLoss"
+      )
 
   def check_optimizer(self, optimizer: keras.optimizers.Optimizer) -> None:
     """Refuses what would not be aggregated, or not as it should be.
@@ -105,7 +110,8 @@ class RobustCrossDeviceOps(tf.distribute.ReductionToOneDevice):
       )
     updates = _dense_updates(value_destination_pairs)
     scale = len(updates) if reduce_op == tf.distribute.ReduceOp.SUM else 1
-    with tf.device(updates[0][0].device):
+    _, first_variable = value_destination_pairs[0]
+    with tf.device(first_variable.device):
       aggregate = self._aggregate(updates, scale, optimizer)
     return [
       self.broadcast_implementation(gradient, variable)
@@ -135,27 +141,8 @@ class RobustCrossDeviceOps(tf.distribute.ReductionToOneDevice):
     if self.byzantine is not None:
       rows = self.byzantine(rows, tf.convert_to_tensor(optimizer.iterations))
     like = [tf.TensorSpec(x.shape, x.dtype) for x in updates[0]]
-    return unpack(_checked(self.aggregator(rows), rows), like)
-
-
-def _rule_of(aggregator: Callable) -> Callable:
-  """Returns the function whose parameters `functools.partial` fixed."""
-  while isinstance(aggregator, functools.partial):
-    aggregator = aggregator.func
-  return aggregator
-
-
-def _check_rule(rule: Callable) -> None:
-  if not callable(rule):
-    raise TypeError(
-      f"aggregator is a {type(rule).__name__}: give a rule of"
-      " robust_tf.aggregators, or a function of updates [n, d]"
-    )
-  if rule in (aggregators.zeno, aggregators.zeno_plus_plus):
-    raise ValueError(
-      f"aggregator {rule.__name__} needs a loss and the learning rate, which"
-      " cross-device ops do not have: use RobustOptimizer with a"
-      " ValidationLoss"
+    return unpack(
+      checked_result(self.aggregator, self.aggregator(rows), rows), like
     )
 
 
@@ -228,19 +215,3 @@ def _dense(gradient, variable) -> tf.Tensor:
     return tf.math.unsorted_segment_sum(
       gradient.values, gradient.indices, variable.shape[0]
     )
-
-
-def _checked(aggregate, rows: tf.Tensor) -> tf.Tensor:
-  """Returns what a rule made of rows [n, d], if it can be a gradient."""
-  aggregate = tf.convert_to_tensor(aggregate)
-  if not aggregate.shape.is_compatible_with(rows.shape[1:]):
-    raise ValueError(
-      f"aggregator returned shape {aggregate.shape} for updates of shape"
-      f" {rows.shape}: it must return {rows.shape[1:]}"
-    )
-  if aggregate.dtype != rows.dtype:
-    raise ValueError(
-      f"aggregator returned {aggregate.dtype.name} for updates of"
-      f" {rows.dtype.name}: it must return {rows.dtype.name}"
-    )
-  return tf.ensure_shape(aggregate, rows.shape[1:])

@@ -1,0 +1,102 @@
+"""Three real processes train, and one of them lies."""
+
+import os
+import pathlib
+import sys
+
+import numpy as np
+import pytest
+
+from tests.robust_tf import multi_worker_problem as problem
+from tests.robust_tf import oracles
+from tools import local_cluster
+
+pytestmark = pytest.mark.slow
+
+ROOT = pathlib.Path(__file__).parents[2]
+SCRIPT = "tests.robust_tf.multi_worker_training"
+ORACLES = {
+  "mean": oracles.mean,
+  "median": oracles.median,
+  "trimmed_mean": lambda v: oracles.trimmed_mean(v, trim=1),
+  "phocas": lambda v: oracles.phocas(v, trim=1),
+  "meamed": lambda v: oracles.meamed(v, num_byzantine=1),
+  "geometric_median": oracles.geometric_median,
+  "krum": lambda v: oracles.krum(v, num_byzantine=0),
+  "of_a_user": oracles.median,
+}
+ROBUST = sorted(set(ORACLES) - {"mean"})
+
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory):
+  """What each process saw of each run: results(name)[worker][array]."""
+  directory = tmp_path_factory.mktemp("multi_worker")
+  environment = {
+    **os.environ,
+    "CUDA_VISIBLE_DEVICES": "-1",
+    "PYTHONPATH": str(ROOT),
+    "TF_CPP_MIN_LOG_LEVEL": "2",
+  }
+  outcome = local_cluster.run(
+    [sys.executable, "-m", SCRIPT, str(directory), *ORACLES],
+    problem.NUM_WORKERS,
+    log_directory=str(directory / "logs"),
+    timeout_s=300,
+    environment=environment,
+  )
+  assert outcome.exit_code == 0, outcome.tail(outcome.failed or 0)
+  return lambda name: [
+    np.load(directory / f"{name}_{worker}.npz")
+    for worker in range(problem.NUM_WORKERS)
+  ]
+
+
+@pytest.mark.parametrize("rule", ORACLES)
+def test_every_step_equals_the_replay(rule, results):
+  replayed = problem.replay(ORACLES[rule])
+  for seen in results(rule):
+    # Relative, because the mean's variables grow without bound.
+    np.testing.assert_allclose(
+      seen["variables"], replayed, rtol=1e-5, atol=1e-5
+    )
+
+
+@pytest.mark.parametrize("rule", [*ORACLES, "attack", "keras"])
+def test_all_processes_have_the_same_variables(rule, results):
+  first, *others = [seen["variables"] for seen in results(rule)]
+  for other in others:
+    np.testing.assert_array_equal(first, other)
+
+
+@pytest.mark.parametrize("rule", ROBUST)
+def test_robust_rule_trains(rule, results):
+  variables = results(rule)[0]["variables"][-1]
+  assert problem.accuracy(problem.unflatten(variables)) > 0.85
+
+
+def test_mean_breaks(results):
+  variables = results("mean")[0]["variables"][-1]
+  assert problem.accuracy(problem.unflatten(variables)) < 0.3
+
+
+def test_attack_equals_a_process_that_lies(results):
+  np.testing.assert_allclose(
+    results("attack")[0]["variables"],
+    results("median")[0]["variables"],
+    atol=1e-6,
+  )
+
+
+def test_evaluate_and_predict_see_all_data_in_order(results):
+  points, labels = problem.draw(2, 96)
+  for seen in results("keras"):
+    variables = problem.unflatten(seen["variables"].astype(np.float64))
+    logits = np.log(problem.probabilities(variables, points))
+    loss = -np.mean(logits[np.arange(96), labels])
+    assert seen["loss"] == pytest.approx(loss, abs=1e-5)
+    assert seen["validation_loss"] == pytest.approx(loss, abs=1e-5)
+    assert seen["accuracy"] == np.mean(logits.argmax(axis=1) == labels)
+    predicted = seen["logits"] - seen["logits"].max(axis=1, keepdims=True)
+    expected = logits - logits.max(axis=1, keepdims=True)
+    np.testing.assert_allclose(predicted, expected, atol=1e-4)
