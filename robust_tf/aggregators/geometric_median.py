@@ -97,23 +97,27 @@ def _weiszfeld(products, finite, slack, max_iterations: int) -> tf.Tensor:
   """Returns the weights of a median that is none of the updates."""
   norms = tf.linalg.diag_part(products)
 
-  def pull(weights):
-    """Returns where Weiszfeld's step leads, and the sum of unit vectors."""
+  def step(weights, _):
+    """Moves z = sum_i w_i v_i (Vardi and Zhang, equations 2.5 to 2.7)."""
     image = tf.linalg.matvec(products, weights)
     squares = norms - 2 * image + tf.tensordot(weights, image, 1)
-    inverses = tf.math.rsqrt(tf.maximum(squares, 0))
     apart = finite & (squares > 0)
-    inverses = tf.where(apart, inverses, tf.zeros_like(inverses))
-    total = tf.reduce_sum(inverses)
-    target = inverses / total
-    change = target - weights
-    length = tf.tensordot(change, tf.linalg.matvec(products, change), 1)
-    return target, total * tf.sqrt(tf.maximum(length, 0))
+    inverses = tf.where(apart, tf.math.rsqrt(squares), tf.zeros_like(squares))
+    # T(z) - z and R(z), the sum of the unit vectors towards the updates that
+    # are not z; eta(z) of them are.
+    change = inverses / tf.reduce_sum(inverses) - weights
+    square = tf.tensordot(change, tf.linalg.matvec(products, change), 1)
+    length = tf.reduce_sum(inverses) * tf.sqrt(tf.maximum(square, 0))
+    on_z = tf.reduce_sum(tf.cast(finite & ~apart, tf.float64))
+    pull = tf.maximum(length - on_z, 0)
+    return weights + tf.math.divide_no_nan(pull, length) * change, pull
 
-  weights = tf.cast(finite, tf.float64)
+  # The reference, where the products are 0, is as near to half of the updates
+  # as any.
+  start = tf.cast(finite & (norms == 0), tf.float64)
   return tf.while_loop(
-    lambda _, length: length > slack,
-    lambda weights, _: pull(weights),
-    [weights / tf.reduce_sum(weights), tf.constant(float("inf"), tf.float64)],
+    lambda _, pull: pull > slack,
+    step,
+    [start / tf.reduce_sum(start), tf.constant(float("inf"), tf.float64)],
     maximum_iterations=max_iterations,
   )[0]

@@ -8,13 +8,17 @@ Blanchard, El Mhamdi, Guerraoui and Stainer, Machine Learning with Adversaries:
 Byzantine Tolerant Gradient Descent, NeurIPS 2017.
 """
 
+import functools
+
 import numpy as np
 import tensorflow as tf
 
 from robust_tf.aggregators.pairwise_distances import from_products
 from robust_tf.aggregators.pairwise_distances import squared_distances
+from robust_tf.aggregators.updates import Block
 from robust_tf.aggregators.updates import check_count
 from robust_tf.aggregators.updates import combine
+from robust_tf.aggregators.updates import map_blocks
 from robust_tf.aggregators.updates import num_workers
 from robust_tf.aggregators.updates import Updates
 
@@ -35,7 +39,8 @@ def krum(updates: Updates, num_byzantine: int):
     TypeError: updates in none of the forms, or `num_byzantine` no integer.
     ValueError: `num_byzantine` below 0, or too few updates.
   """
-  return combine(updates, krum_weights(updates, num_byzantine))
+  weights = krum_weights(updates, num_byzantine)
+  return map_blocks(_row_of_weight_1, updates, weights)
 
 
 def krum_weights(updates: Updates, num_byzantine: int) -> tf.Tensor:
@@ -84,6 +89,19 @@ def multi_krum_weights(
     num_selected = num_neighbors
   _check_num_selected(num_selected, num_neighbors)
   return from_products(_weights, updates, num_neighbors, num_selected)
+
+
+def _row_of_weight_1(block: Block, weights: tf.Tensor) -> tf.Tensor:
+  """Returns what `combine` would, without reading the other rows."""
+  index = tf.argmax(weights, output_type=tf.int32)
+  if isinstance(block, tuple):
+    rows = [functools.partial(tf.identity, row) for row in block]
+    row = tf.switch_case(index, rows)
+  else:
+    row = tf.gather(block, index)
+  return tf.cond(
+    tf.gather(weights, index) > 0, lambda: row, lambda: tf.zeros_like(row)
+  )
 
 
 def _check_num_selected(num_selected: int, most: int) -> None:

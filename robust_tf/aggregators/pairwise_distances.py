@@ -101,22 +101,31 @@ def _traced(function: Callable, num_rows: int, *args) -> Callable:
 
   @tf.function(reduce_retracing=True, autograph=False)
   def apply(blocks):
-    return function(*_centered_products(blocks, num_rows), *args)
+    return function(*_centered_products(num_rows)(blocks), *args)
 
   return apply
 
 
-def _centered_products(blocks: tuple[Block, ...], num_rows: int):
-  """Returns products from a good reference, and the finite rows."""
-  reference, units, seen_finite = _guess(blocks, num_rows)
-  products, finite = _products(blocks, reference, units)
-  as_seen = tf.reduce_all(tf.equal(finite, seen_finite))
-  radius = tf.reduce_min(_radii(products, finite))
-  return tf.cond(
-    as_seen & (radius >= _MIN_RADIUS) & _is_accurate(products, finite),
-    lambda: (products, finite),
-    lambda: _search(blocks, products, finite),
-  )
+@functools.cache
+def _centered_products(num_rows: int) -> Callable:
+  """Returns a function that gives blocks' products and finite rows.
+
+  One of its own, because many rules share it.
+  """
+
+  @tf.function(reduce_retracing=True, autograph=False)
+  def apply(blocks):
+    reference, units, seen_finite = _guess(blocks, num_rows)
+    products, finite = _products(blocks, reference, units)
+    as_seen = tf.reduce_all(tf.equal(finite, seen_finite))
+    radius = tf.reduce_min(_radii(products, finite))
+    return tf.cond(
+      as_seen & (radius >= _MIN_RADIUS) & _is_accurate(products, finite),
+      lambda: (products, finite),
+      lambda: _search(blocks, products, finite),
+    )
+
+  return apply
 
 
 def _guess(blocks: tuple[Block, ...], num_rows: int):
