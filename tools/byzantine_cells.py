@@ -57,19 +57,13 @@ class Rule:
     name: unique in its table.
     title: for people.
     aggregator: a function of updates; Zeno still lacks `num_suspected`.
+    is_zeno: it suspects as many as the threat says, and needs a loss.
   """
 
   name: str
   title: str
   aggregator: Callable
-
-  def against(self, threat: Threat) -> Callable:
-    """Returns the function that aggregates under a threat."""
-    if self.name != "zeno":
-      return self.aggregator
-    return functools.partial(
-      self.aggregator, num_suspected=threat.num_suspected
-    )
+  is_zeno: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -125,7 +119,7 @@ def _rules(count: int, num_selected: int) -> tuple[Rule, ...]:
       ),
     ),
     Rule("geometric_median", "GeoMed", aggregators.geometric_median),
-    Rule("zeno", "Zeno", partial(aggregators.zeno, rho=RHO)),
+    Rule("zeno", "Zeno", partial(aggregators.zeno, rho=RHO), is_zeno=True),
   )
 
 

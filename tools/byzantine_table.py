@@ -40,7 +40,7 @@ from tools.byzantine_cells import Table
 from tools.byzantine_cells import TABLES
 from tools.byzantine_cells import Threat
 from tools.byzantine_report import Results
-from tools.byzantine_training import test_accuracies
+from tools.byzantine_training import train_and_test
 
 
 @dataclasses.dataclass(frozen=True)
@@ -117,7 +117,7 @@ def _use_one_thread() -> None:
 
 
 def _run_part(part: Part) -> dict[str, float]:
-  return test_accuracies(
+  return train_and_test(
     part.table,
     part.rule,
     part.threats,
@@ -194,6 +194,10 @@ def main(argv: list[str]) -> int:
   parts = _chosen_parts()
   if not parts:
     raise app.UsageError("no table has the chosen rules and attacks")
+  try:
+    _load(parts[0].data, parts[0].seed)
+  except ValueError as error:
+    raise app.UsageError(str(error)) from None
   all_results = run(parts, flags.FLAGS.jobs)
   lines = []
   for results in all_results:

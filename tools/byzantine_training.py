@@ -5,6 +5,7 @@ a rule; a variable chooses the threat. Everything else is the package's own: the
 workers' batches, `VectorizedWorkers`, `RobustOptimizer` and `Byzantine`.
 """
 
+import collections
 import functools
 from collections.abc import Sequence
 
@@ -30,7 +31,7 @@ LEARNING_RATE = 0.1
 BATCH_SIZE = 32
 
 
-def test_accuracies(
+def train_and_test(
   table: Table,
   rule: Rule,
   threats: Sequence[Threat],
@@ -44,9 +45,9 @@ def test_accuracies(
     table: says how many workers there are, and when attacks start.
     rule: what aggregates.
     threats: some of the table's.
-    data: what is learnt; by a perceptron, or images of 28 x 28 by a small
-      convolutional network.
-    seed: of the weights, the partition, the batches and the attacks.
+    data: what is learnt: images of 28 x 28 and more by a small convolutional
+      network, all else by a perceptron.
+    seed: of the weights, the batches and the attacks.
     num_steps: T.
 
   Returns:
@@ -56,9 +57,11 @@ def test_accuracies(
   examples = _worker_examples(data, table.num_workers, seed, num_steps)
   model = _model(data, seed)
   initial = model.get_weights()
+  groups = collections.defaultdict(list)
+  for threat in threats:
+    groups[threat.num_suspected if rule.is_zeno else None].append(threat)
   results = {}
-  for suspected in dict.fromkeys(threat.num_suspected for threat in threats):
-    group = [x for x in threats if x.num_suspected == suspected]
+  for group in groups.values():
     which = tf.Variable(0, trainable=False)
     workers = _compiled(table, rule, group, which, model, data, seed, num_steps)
     for number, threat in enumerate(group):
@@ -77,14 +80,17 @@ def _compiled(
   """Returns the model's workers, ready to train under any of the threats."""
   loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
   workers = VectorizedWorkers(model, table.num_workers)
-  validation_loss = None
-  if rule.name == "zeno":
+  aggregator, validation_loss = rule.aggregator, None
+  if rule.is_zeno:
+    aggregator = functools.partial(
+      aggregator, num_suspected=threats[0].num_suspected
+    )
     validation_loss = ValidationLoss(
       model, loss, _validation(data, seed, num_steps)
     )
   optimizer = RobustOptimizer(
     keras.optimizers.SGD(LEARNING_RATE),
-    rule.against(threats[0]),
+    aggregator,
     byzantine=Byzantine(
       tuple(range(table.num_workers)),
       functools.partial(_attack_of_one, threats=threats, which=which),
@@ -118,7 +124,7 @@ def _received(threat: Threat, updates, seed) -> tf.Tensor:
 
 def _model(data: Dataset, seed: int) -> keras.Model:
   """Returns a model for these examples, with He's initial weights."""
-  if np.prod(data.input_shape) < 28 * 28:
+  if len(data.input_shape) != 3 or min(data.input_shape[:2]) < 28:
     return mlp(data.input_shape, data.num_classes, seed)
   initial = [keras.initializers.HeNormal(3 * seed + k) for k in range(3)]
   x = inputs = keras.Input(data.input_shape)
@@ -176,7 +182,7 @@ def _validation(data: Dataset, seed: int, num_steps: int) -> tf.data.Dataset:
   stream = validation_batches(data, NUM_VALIDATION, seed, first_step=0)
   inputs, labels = zip(*(next(stream) for _ in range(num_steps)), strict=True)
   steps = np.array(inputs), np.array(labels)
-  return tf.data.Dataset.from_tensor_slices(steps).repeat()
+  return tf.data.Dataset.from_tensor_slices(steps)
 
 
 def _accuracy(model: keras.Model, data: Dataset) -> float:

@@ -13,7 +13,7 @@ from tools.byzantine_bars import Bar
 from tools.byzantine_bars import missed
 from tools.byzantine_cells import TABLES
 from tools.byzantine_report import Results
-from tools.byzantine_training import test_accuracies as accuracies_of
+from tools.byzantine_training import train_and_test
 
 RUN = """
 import runpy, sys
@@ -124,7 +124,7 @@ def test_pictures_are_written(tmp_path):
 @functools.cache
 def accuracies(table_name, rule_name, num_steps, *threat_names, seed=0):
   table = named(TABLES, table_name)
-  return accuracies_of(
+  return train_and_test(
     table,
     named(table.rules, rule_name),
     [named(table.threats, x) for x in threat_names],
@@ -186,10 +186,17 @@ def test_command_writes_all_it_has_measured(tmp_path):
   ]
 
 
-def test_unknown_rule_is_one_line():
-  result = run_script(RUN, "--rules=krumm")
+@pytest.mark.parametrize(
+  ("flag", "message"),
+  [
+    ("--rules=krumm", "flag --rules=krumm: value should be one of"),
+    ("--data=mnist.npz", "no such data: 'mnist.npz' is neither a file nor"),
+  ],
+)
+def test_bad_flag_is_one_line(flag, message):
+  result = run_script(RUN, flag)
   assert result.returncode == 1
-  assert "flag --rules=krumm: value should be one of" in result.stderr
+  assert message in result.stderr
   assert "Traceback" not in result.stderr
 
 
