@@ -18,9 +18,7 @@ SCRIPT = "tests.robust_tf.multi_worker_training"
 ORACLES = {
   "mean": oracles.mean,
   "median": oracles.median,
-  "trimmed_mean": lambda v: oracles.trimmed_mean(v, trim=1),
   "phocas": lambda v: oracles.phocas(v, trim=1),
-  "meamed": lambda v: oracles.meamed(v, num_byzantine=1),
   "geometric_median": oracles.geometric_median,
   "krum": lambda v: oracles.krum(v, num_byzantine=0),
   "of_a_user": oracles.median,
@@ -42,7 +40,7 @@ def results(tmp_path_factory):
     [sys.executable, "-m", SCRIPT, str(directory), *ORACLES],
     problem.NUM_WORKERS,
     log_directory=str(directory / "logs"),
-    timeout_s=300,
+    timeout_s=600,
     environment=environment,
   )
   assert outcome.exit_code == 0, outcome.tail(outcome.failed or 0)
@@ -96,7 +94,8 @@ def test_evaluate_and_predict_see_all_data_in_order(results):
     loss = -np.mean(logits[np.arange(96), labels])
     assert seen["loss"] == pytest.approx(loss, abs=1e-5)
     assert seen["validation_loss"] == pytest.approx(loss, abs=1e-5)
-    assert seen["accuracy"] == np.mean(logits.argmax(axis=1) == labels)
+    right = np.mean(logits.argmax(axis=1) == labels)
+    assert seen["accuracy"] == pytest.approx(right)
     predicted = seen["logits"] - seen["logits"].max(axis=1, keepdims=True)
     expected = logits - logits.max(axis=1, keepdims=True)
     np.testing.assert_allclose(predicted, expected, atol=1e-4)

@@ -25,9 +25,7 @@ from tests.robust_tf import multi_worker_problem as problem
 RULES = {
   "mean": aggregators.mean,
   "median": aggregators.median,
-  "trimmed_mean": functools.partial(aggregators.trimmed_mean, trim=1),
   "phocas": functools.partial(aggregators.phocas, trim=1),
-  "meamed": functools.partial(aggregators.meamed, num_byzantine=1),
   "geometric_median": aggregators.geometric_median,
   "krum": functools.partial(aggregators.krum, num_byzantine=0),
   "of_a_user": lambda updates: tf.sort(updates, axis=0)[1],
