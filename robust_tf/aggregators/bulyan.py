@@ -8,20 +8,17 @@ El Mhamdi, Guerraoui and Rouault, The Hidden Vulnerability of Distributed
 Learning in Byzantium, ICML 2018 (arXiv 1802.07927).
 """
 
-import functools
-from collections.abc import Callable
-
 import tensorflow as tf
 
+from robust_tf.aggregators.coordinate_wise import map_coordinates
 from robust_tf.aggregators.mean_around import mean_of_nearest
 from robust_tf.aggregators.median import median_of_rows
 from robust_tf.aggregators.pairwise_distances import first_least
 from robust_tf.aggregators.pairwise_distances import from_products
 from robust_tf.aggregators.pairwise_distances import squared_distances
+from robust_tf.aggregators.rows import Rows
 from robust_tf.aggregators.updates import check_count
-from robust_tf.aggregators.updates import map_blocks
 from robust_tf.aggregators.updates import num_workers
-from robust_tf.aggregators.updates import rows_of
 from robust_tf.aggregators.updates import Updates
 
 
@@ -48,9 +45,10 @@ def bulyan(updates: Updates, num_byzantine: int):
   infinity = tf.constant(float("inf"))
   signed = tf.where(num_left_out % 2 == 0, infinity, -infinity)
   stand_ins = tf.where(selected, tf.zeros_like(signed), signed)
-  n = num_workers(updates)
-  kernel = _mean_of_middle(n, num_nearest=n - 4 * num_byzantine)
-  return map_blocks(kernel, updates, stand_ins)
+  num_nearest = num_workers(updates) - 4 * num_byzantine
+  return map_coordinates(
+    _mean_of_middle, updates, num_nearest, stand_ins=stand_ins
+  )
 
 
 def bulyan_weights(updates: Updates, num_byzantine: int) -> tf.Tensor:
@@ -91,17 +89,6 @@ def _weights(products, finite, num_byzantine: int) -> tf.Tensor:
   return tf.cast(~left, tf.float64) / num_selected
 
 
-@functools.cache
-def _mean_of_middle(num_rows: int, num_nearest: int) -> Callable:
-  """Returns the second step on a block, compiled for one n and any d."""
-  del num_rows  # tells apart what is traced with a static n
-
-  @tf.function(jit_compile=True, reduce_retracing=True, autograph=False)
-  def apply(block, stand_ins):
-    rows = [
-      tf.where(x == 0, row, tf.cast(x, row.dtype))
-      for x, row in zip(tf.unstack(stand_ins), rows_of(block), strict=True)
-    ]
-    return mean_of_nearest(rows, median_of_rows(rows), num_nearest)
-
-  return apply
+def _mean_of_middle(rows: Rows, num_nearest: int) -> tf.Tensor:
+  """Returns the second step, given rows of which some are infinite."""
+  return mean_of_nearest(rows, median_of_rows(rows), num_nearest)

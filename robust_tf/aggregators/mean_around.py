@@ -1,18 +1,16 @@
-"""The mean of the values nearest to a centre: Phocas and MeaMed.
+"""The mean of the values nearest to a center: Phocas and MeaMed.
 
 Xie, Koyejo and Gupta, Phocas, 2018 (arXiv 1805.09682), Definition 8;
 Generalized Byzantine-tolerant SGD, 2018 (arXiv 1802.10116), Definition 5.
 """
 
-import functools
-
 import tensorflow as tf
 
+from robust_tf.aggregators.coordinate_wise import map_coordinates
 from robust_tf.aggregators.median import median_of_rows
-from robust_tf.aggregators.sorting_network import order_statistics
+from robust_tf.aggregators.rows import Rows
 from robust_tf.aggregators.trimmed_mean import trimmed_mean_of_rows
 from robust_tf.aggregators.updates import check_count
-from robust_tf.aggregators.updates import map_coordinates
 from robust_tf.aggregators.updates import num_workers
 from robust_tf.aggregators.updates import Updates
 
@@ -59,25 +57,43 @@ def meamed(updates: Updates, num_byzantine: int):
 
 
 def mean_of_nearest(
-  rows: list[tf.Tensor], centre: tf.Tensor, num_nearest: int
+  rows: Rows, center: tf.Tensor, num_nearest: int
 ) -> tf.Tensor:
-  """Returns the mean of the values nearest to a centre; ties share a weight."""
-  distances = [tf.abs(row - centre) for row in rows]
-  (farthest,) = order_statistics(distances, [num_nearest - 1])
-  zero = tf.zeros_like(centre)
-  add = functools.partial(functools.reduce, tf.add)
-  pairs = list(zip(rows, distances, strict=True))
-  inside = add([tf.where(d < farthest, row, zero) for row, d in pairs])
-  ties = add([tf.where(d == farthest, row, zero) for row, d in pairs])
-  count = add([tf.cast(d < farthest, centre.dtype) for d in distances])
-  tied = add([tf.cast(d == farthest, centre.dtype) for d in distances])
-  return (inside + (num_nearest - count) * ties / tied) / num_nearest
+  """Returns the mean [d] of the values of the rows nearest to a center.
+
+  Values that are equally far from it, and do not all fit, share what is left:
+  neither the order of the rows nor their sign matters. NaN where fewer values
+  have a finite distance.
+  """
+
+  def distance(row):
+    return tf.abs(row - center)
+
+  farthest = rows.map(distance).order_statistic(num_nearest - 1)
+  zero, one = tf.zeros_like(center), tf.ones_like(center)
+
+  def terms(row):
+    is_inside = distance(row) < farthest
+    is_tied = distance(row) == farthest
+    return (
+      tf.where(is_inside, row, zero),
+      tf.where(is_tied, row, zero),
+      tf.where(is_inside, one, zero),
+      tf.where(is_tied, one, zero),
+    )
+
+  inside, tied, num_inside, num_tied = rows.totals(terms)
+  total = inside + (num_nearest - num_inside) * (tied / num_tied)
+  return tf.where(
+    tf.math.is_finite(farthest), total / num_nearest, float("nan")
+  )
 
 
-def _phocas_of_rows(rows: list[tf.Tensor], trim: int) -> tf.Tensor:
-  centre = trimmed_mean_of_rows(rows, trim)
-  return mean_of_nearest(rows, centre, len(rows) - trim)
+def _phocas_of_rows(rows: Rows, trim: int) -> tf.Tensor:
+  center = trimmed_mean_of_rows(rows, trim)
+  return mean_of_nearest(rows, center, rows.num_rows - trim)
 
 
-def _meamed_of_rows(rows: list[tf.Tensor], num_byzantine: int) -> tf.Tensor:
-  return mean_of_nearest(rows, median_of_rows(rows), len(rows) - num_byzantine)
+def _meamed_of_rows(rows: Rows, num_byzantine: int) -> tf.Tensor:
+  center = median_of_rows(rows)
+  return mean_of_nearest(rows, center, rows.num_rows - num_byzantine)

@@ -6,8 +6,9 @@ Xie, Koyejo and Gupta, Generalized Byzantine-tolerant SGD, 2018 (arXiv
 
 import tensorflow as tf
 
-from robust_tf.aggregators.sorting_network import order_statistics
-from robust_tf.aggregators.updates import map_coordinates
+from robust_tf.aggregators.coordinate_wise import map_coordinates
+from robust_tf.aggregators.rows import Rows
+from robust_tf.aggregators.trimmed_mean import trimmed_mean_of_rows
 from robust_tf.aggregators.updates import Updates
 
 
@@ -26,10 +27,6 @@ def median(updates: Updates):
   return map_coordinates(median_of_rows, updates)
 
 
-def median_of_rows(rows: list[tf.Tensor]) -> tf.Tensor:
-  """Returns the coordinate-wise median of rows of one shape."""
-  n = len(rows)
-  if n % 2:
-    return order_statistics(rows, [n // 2])[0]
-  low, high = order_statistics(rows, [n // 2 - 1, n // 2])
-  return low / 2 + high / 2
+def median_of_rows(rows: Rows) -> tf.Tensor:
+  """Returns the median [d] of each coordinate: the most that can be trimmed."""
+  return trimmed_mean_of_rows(rows, (rows.num_rows - 1) // 2)

@@ -3,13 +3,11 @@
 Xie, Koyejo and Gupta, Phocas, 2018 (arXiv 1805.09682), Definition 7.
 """
 
-import functools
-
 import tensorflow as tf
 
-from robust_tf.aggregators.sorting_network import order_statistics
+from robust_tf.aggregators.coordinate_wise import map_coordinates
+from robust_tf.aggregators.rows import Rows
 from robust_tf.aggregators.updates import check_count
-from robust_tf.aggregators.updates import map_coordinates
 from robust_tf.aggregators.updates import num_workers
 from robust_tf.aggregators.updates import Updates
 
@@ -32,7 +30,7 @@ def trimmed_mean(updates: Updates, trim: int):
   return map_coordinates(trimmed_mean_of_rows, updates, trim)
 
 
-def trimmed_mean_of_rows(rows: list[tf.Tensor], trim: int) -> tf.Tensor:
-  """Returns the coordinate-wise trimmed mean of rows of one shape."""
-  kept = order_statistics(rows, range(trim, len(rows) - trim))
-  return functools.reduce(tf.add, kept) / len(kept)
+def trimmed_mean_of_rows(rows: Rows, trim: int) -> tf.Tensor:
+  """Returns the trimmed mean [d] of each coordinate of the rows."""
+  kept = range(trim, rows.num_rows - trim)
+  return rows.total_of_ranks(kept.start, kept.stop) / len(kept)

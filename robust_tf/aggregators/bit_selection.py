@@ -1,0 +1,132 @@
+"""Order statistics of many rows, by bisection on the bits of the values.
+
+The bits of floating-point numbers, read as integers, are in the order of the
+numbers. The value of a rank is then found bit by bit, from the highest: with
+how many values lower than a candidate is its next bit still 0? One bit is one
+pass over the rows, which only compares and adds: with integers of 16 bits, of
+which a register holds most, in two steps for float32 and four for float64.
+Once the high bits of the answer are known, a value with lower high bits counts
+as the least there is and one with higher as the greatest.
+
+The cost is about that of a sorting network of 64 rows, however many they are.
+"""
+
+import functools
+from collections.abc import Callable
+from collections.abc import Sequence
+
+import tensorflow as tf
+
+_BITS = 16  # of a digit
+_DIGIT = tf.int16
+_SIGN = 1 << (_BITS - 1)
+_INTEGER = {tf.float32: tf.int32, tf.float64: tf.int64}
+
+_sum = functools.partial(functools.reduce, tf.add)
+
+
+def order_statistics(
+  values: tf.Tensor, ranks: Sequence[int | tf.Tensor]
+) -> list[tf.Tensor]:
+  """Returns the values [d] of some ranks, 0 the least.
+
+  Args:
+    values: [groups, rows of a group, d], float32 or float64, without NaN; no
+      more than 2^15 - 1 rows.
+    ranks: numbers, or tensors [d] int16.
+  """
+  integers = _ordered_integers(values)
+  found = [None] * len(ranks)  # the high bits of each answer
+  for shift in range(integers.dtype.size * 8 - _BITS, -1, -_BITS):
+    for k, digit in enumerate(
+      _bisected([_digits(integers, shift, x) for x in found], ranks)
+    ):
+      digit = tf.cast(digit, integers.dtype)
+      if found[k] is None:
+        found[k] = digit
+      else:
+        found[k] = found[k] * (1 << _BITS) + (digit + _SIGN)
+  return [_values(x, values.dtype) for x in found]
+
+
+def totals(values: tf.Tensor, terms: Callable) -> list[tf.Tensor]:
+  """Returns the sums over all rows of each of the tensors `terms(row)`.
+
+  Args:
+    values: [groups, rows of a group, d].
+    terms: makes tensors [d] of a row [d].
+  """
+  num_groups, size, d = values.shape
+
+  def of_group(group):
+    # Row by row: a slice of many rows would be copied.
+    rows = [
+      tf.reshape(tf.slice(values, [group, k, 0], [1, 1, d]), [d])
+      for k in range(size)
+    ]
+    return [_sum(x) for x in zip(*[terms(row) for row in rows], strict=True)]
+
+  zeros = [tf.zeros_like(x) for x in terms(values[0, 0])]
+  return tf.while_loop(
+    lambda group, *_: group < num_groups,
+    lambda group, *sums: (
+      group + 1,
+      *[a + b for a, b in zip(sums, of_group(group), strict=True)],
+    ),
+    (tf.constant(0), *zeros),
+  )[1:]
+
+
+def _bisected(
+  digits: Sequence[tf.Tensor], ranks: Sequence[int | tf.Tensor]
+) -> Sequence[tf.Tensor]:
+  """Returns the digit [d] of each rank among the digits of that rank."""
+  least = tf.constant(_DIGIT.min, _DIGIT)
+
+  def next_bit(bit, *lows):
+    candidates = [low + bit for low in lows]
+    lower = [
+      totals(digit, lambda row, x=x: [tf.cast(row < x, _DIGIT)])[0]
+      for digit, x in zip(digits, candidates, strict=True)
+    ]
+    lows = [
+      tf.where(count <= rank, candidate, low)
+      for count, rank, candidate, low in zip(
+        lower, ranks, candidates, lows, strict=True
+      )
+    ]
+    return tf.bitwise.right_shift(bit, 1) & _DIGIT.max, *lows
+
+  # Adding -2^15 to the least digit wraps round to 0: the sign is a bit too.
+  lows = [tf.fill(digits[0].shape[2:], least)] * len(ranks)
+  return tf.while_loop(lambda bit, *_: bit != 0, next_bit, (least, *lows))[1:]
+
+
+def _digits(integers: tf.Tensor, shift: int, found: tf.Tensor | None):
+  """Returns the digits at some bits, given the higher bits of the answer."""
+  digits = tf.bitwise.right_shift(integers, shift)
+  if found is None:
+    return tf.cast(digits, _DIGIT)  # the sign is among them
+  digits = tf.cast(tf.bitwise.bitwise_xor(digits, _SIGN), _DIGIT)
+  high = tf.bitwise.right_shift(integers, shift + _BITS)
+  outside = tf.where(
+    high < found,
+    tf.constant(_DIGIT.min, _DIGIT),
+    tf.constant(_DIGIT.max, _DIGIT),
+  )
+  return tf.where(high == found, digits, outside)
+
+
+def _ordered_integers(values: tf.Tensor) -> tf.Tensor:
+  """Returns integers in the order of the values; undone by `_values`."""
+  integers = tf.bitcast(values, _INTEGER[values.dtype])
+  negative = tf.bitwise.right_shift(integers, values.dtype.size * 8 - 1)
+  # The other bits of a negative number grow as it falls.
+  flipped = tf.bitwise.bitwise_and(negative, integers.dtype.max)
+  return tf.bitwise.bitwise_xor(integers, flipped)
+
+
+def _values(integers: tf.Tensor, dtype: tf.DType) -> tf.Tensor:
+  negative = tf.bitwise.right_shift(integers, dtype.size * 8 - 1)
+  flipped = tf.bitwise.bitwise_and(negative, integers.dtype.max)
+  return tf.bitcast(tf.bitwise.bitwise_xor(integers, flipped), dtype)

@@ -1,0 +1,178 @@
+"""The rows of n updates, and what coordinate-wise rules ask of them.
+
+A rule asks for order statistics and for sums over the rows. Few rows are
+tensors in a list: a sorting network and sums that the compiler makes one loop
+of. Many rows would be too large a loop to compile: they are one tensor, their
+order statistics are found by bisection, and sums go over groups of them. Both
+classes answer to the same methods, so that a rule is written once. All of it
+is to be called in a compiled function.
+
+NaN counts as +inf: neither is what an honest worker sends, and it has to stand
+somewhere in the order.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Callable
+from collections.abc import Sequence
+
+import tensorflow as tf
+
+from robust_tf.aggregators import bit_selection
+from robust_tf.aggregators import sorting_network
+
+# The most rows whose network is one loop: compiling 64 takes seconds, 72 some
+# twenty, and the loop is then cut in pieces that run a hundred times slower.
+MOST_OF_FEW = 64
+
+_sum = functools.partial(functools.reduce, tf.add)
+
+
+@dataclasses.dataclass(frozen=True)
+class FewRows:
+  """Rows of a list.
+
+  Attributes:
+    values: n <= MOST_OF_FEW tensors [d], without NaN.
+  """
+
+  values: Sequence[tf.Tensor]
+
+  @classmethod
+  def of(cls, rows: Sequence[tf.Tensor]) -> "FewRows":
+    """Returns rows [d] that may hold NaN."""
+    return cls([_without_nan(row) for row in rows])
+
+  @property
+  def num_rows(self) -> int:
+    """The number of rows, n."""
+    return len(self.values)
+
+  def map(self, function: Callable) -> "FewRows":
+    """Returns the rows that an elementwise function makes of these."""
+    return FewRows([function(row) for row in self.values])
+
+  def order_statistic(self, rank: int) -> tf.Tensor:
+    """Returns the values [d] of one rank, 0 the least."""
+    (value,) = sorting_network.order_statistics(self.values, [rank])
+    return value
+
+  def total_of_ranks(self, start: int, stop: int) -> tf.Tensor:
+    """Returns the sums [d] of the values of ranks start <= rank < stop."""
+    ranks = range(start, stop)
+    return _sum(sorting_network.order_statistics(self.values, ranks))
+
+  def totals(self, terms: Callable) -> list[tf.Tensor]:
+    """Returns the sums over the rows of each of the tensors `terms(row)`."""
+    sums = zip(*[terms(row) for row in self.values], strict=True)
+    return [_sum(values) for values in sums]
+
+  def median_of_finite(self) -> tf.Tensor:
+    """Returns the median [d] of the finite values, NaN where there are none."""
+    # Each second value that is not finite goes to the other end: the finite
+    # ones stay in the middle, or half a rank above it.
+    n, infinity = self.num_rows, tf.constant(float("inf"), self.values[0].dtype)
+    is_odd = tf.zeros_like(self.values[0], tf.bool)
+    balanced = []
+    for row in self.values:
+      is_finite = tf.math.is_finite(row)
+      end = tf.where(is_odd, infinity, -infinity)
+      balanced.append(tf.where(is_finite, row, end))
+      is_odd ^= ~is_finite
+    ranks = (n - 1) // 2, n // 2, min(n // 2 + 1, n - 1)
+    below, middle, above = sorting_network.order_statistics(balanced, ranks)
+    low, high = (below, middle), (middle, middle if n % 2 == 0 else above)
+    a, b = (tf.where(is_odd, y, x) for x, y in zip(low, high, strict=True))
+    median = a / 2 + b / 2
+    return tf.where(tf.math.is_finite(median), median, float("nan"))
+
+
+@dataclasses.dataclass(frozen=True)
+class ManyRows:
+  """Rows of a tensor, in groups.
+
+  Attributes:
+    values: [groups, rows of a group, d], without NaN; +inf after n rows.
+    num_rows: n, fewer than 2^15.
+  """
+
+  values: tf.Tensor
+  num_rows: int
+
+  @classmethod
+  def of(cls, rows: tf.Tensor) -> "ManyRows":
+    """Returns rows [n, d] that may hold NaN."""
+    n, d = rows.shape
+    groups = -(-n // MOST_OF_FEW)
+    size = -(-n // groups)
+    values = tf.pad(
+      _without_nan(rows),
+      [[0, groups * size - n], [0, 0]],
+      constant_values=tf.constant(float("inf"), rows.dtype),
+    )
+    return cls(tf.reshape(values, [groups, size, d]), n)
+
+  def map(self, function: Callable) -> "ManyRows":
+    """Returns the rows that an elementwise function makes of these.
+
+    It has to keep +inf what it is.
+    """
+    # A loop, so that what the function refers to is computed once: twice, in
+    # two places, it might be rounded in two ways.
+    return ManyRows(tf.map_fn(function, self.values), self.num_rows)
+
+  def order_statistic(self, rank: int | tf.Tensor) -> tf.Tensor:
+    """Returns the values [d] of one rank, or of a rank [d] int16 for each."""
+    return bit_selection.order_statistics(self.values, [rank])[0]
+
+  def total_of_ranks(self, start: int, stop: int) -> tf.Tensor:
+    """Returns the sums [d] of the values of ranks start <= rank < stop."""
+    if stop == start + 1:
+      return self.order_statistic(start)
+    low, high = bit_selection.order_statistics(self.values, [start, stop - 1])
+    zero, one = tf.zeros_like(low), tf.ones_like(low)
+
+    def terms(row):
+      inside = (low < row) & (row < high)
+      return (
+        tf.where(inside, row, zero),
+        tf.where(inside, one, zero),
+        tf.where(row <= low, one, zero),
+      )
+
+    total, num_inside, num_low = self.totals(terms)
+    num_low -= start  # of those that are as low, so many have a lower rank
+    num_high = (stop - start) - num_inside - num_low
+    return tf.where(
+      low == high,
+      low * (stop - start),
+      total + num_low * low + num_high * high,
+    )
+
+  def totals(self, terms: Callable) -> list[tf.Tensor]:
+    """Returns the sums over the rows of each of the tensors `terms(row)`.
+
+    The terms of a row +inf have to be 0, unless such values do not matter.
+    """
+    return bit_selection.totals(self.values, terms)
+
+  def median_of_finite(self) -> tf.Tensor:
+    """Returns the median [d] of the finite values, NaN where there are none."""
+    infinity = tf.constant(float("inf"), self.values.dtype)
+    num_low, num_finite = self.totals(
+      lambda row: (
+        tf.cast(row == -infinity, tf.int16),
+        tf.cast(tf.math.is_finite(row), tf.int16),
+      )
+    )
+    low = self.order_statistic(num_low + (num_finite - 1) // 2)
+    high = self.order_statistic(num_low + num_finite // 2)
+    return tf.where(num_finite > 0, low / 2 + high / 2, float("nan"))
+
+
+Rows = FewRows | ManyRows
+
+
+def _without_nan(rows: tf.Tensor) -> tf.Tensor:
+  infinity = tf.constant(float("inf"), rows.dtype)
+  return tf.where(tf.math.is_nan(rows), infinity, rows)
