@@ -191,3 +191,19 @@ def gradients(seed: int, n: int, d: int) -> np.ndarray:
   """Returns n honest updates [n, d]: a common direction, and noise."""
   rng = np.random.default_rng([seed, n, d])
   return 0.5 + rng.normal(size=(n, d))
+
+
+def assert_close(result, expected: np.ndarray, rtol: float = 1e-5) -> None:
+  """Asserts that a result is near to what is expected, as a vector is.
+
+  Args:
+    result: a tensor or ndarray of any floating dtype.
+    expected: of the same shape.
+    rtol: the tolerance, relative to the greatest value expected.
+  """
+  np.testing.assert_allclose(
+    tf.cast(result, tf.float64).numpy(),
+    expected,
+    rtol=rtol,
+    atol=rtol * np.abs(expected).max(),
+  )

@@ -5,11 +5,11 @@ import pytest
 
 from robust_tf import aggregators
 from tests.robust_tf import contracts
+from tests.robust_tf.contracts import assert_close
 from tests.robust_tf.contracts import RULES
 from tests.tensorflow_setup import tf
 
 N, D = 11, 6
-RTOL = 1e-5
 
 
 def rules(condition):
@@ -30,12 +30,6 @@ def make_updates(seed, dtype=np.float32):
 def run(rule, v):
   """Returns the rule's result for half as many liars as it tolerates."""
   return rule.bind(rule.max_byzantine(N) // 2)(v)
-
-
-def assert_close(result, expected, rtol=RTOL):
-  np.testing.assert_allclose(
-    result, expected, rtol=rtol, atol=rtol * np.abs(expected).max()
-  )
 
 
 @pytest.mark.parametrize("seed", range(3))
