@@ -1,0 +1,202 @@
+"""RobustOptimizer inside compile and fit, on real replicas."""
+
+import functools
+
+import numpy as np
+import pytest
+
+from tests.tensorflow_setup import tf  # isort: skip
+import keras
+
+from robust_tf import aggregators
+from robust_tf import attacks
+from robust_tf.attacks import Byzantine
+from tests.robust_tf import replicas
+from tests.robust_tf.mirrored_fits import adam
+from tests.robust_tf.mirrored_fits import assert_close
+from tests.robust_tf.mirrored_fits import BATCH
+from tests.robust_tf.mirrored_fits import compiled
+from tests.robust_tf.mirrored_fits import data
+from tests.robust_tf.mirrored_fits import fit
+from tests.robust_tf.mirrored_fits import network
+from tests.robust_tf.mirrored_fits import NUM_STEPS
+from tests.robust_tf.mirrored_fits import replicas_agree
+from tests.robust_tf.mirrored_fits import robust
+from tests.robust_tf.mirrored_fits import sgd
+
+
+@pytest.mark.parametrize(
+  "how", [{}, {"steps_per_execution": 2}, {"run_eagerly": True}]
+)
+def test_mean_of_replicas_is_what_keras_computes(how):
+  stock = compiled(adam)
+  model = compiled(robust(adam, aggregators.mean), **how)
+  logs = [fit(each, epochs=2).history for each in (stock, model)]
+  assert_close(model, stock)
+  np.testing.assert_allclose(logs[1]["loss"], logs[0]["loss"], rtol=1e-6)
+  replicas_agree(model)
+
+
+def linear():
+  return keras.Sequential(
+    [
+      keras.layers.Input((3,)),
+      keras.layers.Dense(2, use_bias=False, kernel_initializer="zeros"),
+    ]
+  )
+
+
+def replay(aggregate, num_workers=4, accumulate=1):
+  """Returns the kernel of `linear` after SGD on aggregates, in float64."""
+  x, y = (part.astype(np.float64) for part in data())
+  kernel = np.zeros((3, 2))
+  sums = np.zeros((num_workers, 3, 2))
+  size = BATCH // num_workers
+  for step in range(NUM_STEPS):
+    for worker in range(num_workers):
+      first = step * BATCH + worker * size
+      rows = slice(first, first + size)
+      errors = x[rows] @ kernel - y[rows]
+      sums[worker] += x[rows].T @ errors * 2 / errors.size
+    if (step + 1) % accumulate == 0:
+      kernel = kernel - 0.1 * aggregate(sums / accumulate)
+      sums[:] = 0
+  return kernel
+
+
+@pytest.mark.parametrize(
+  ("kwargs", "aggregate", "accumulate"),
+  [
+    ({}, lambda rows: np.sort(rows, axis=0)[1:-1].mean(axis=0), 1),
+    (
+      {"aggregator": aggregators.median, "gradient_accumulation_steps": 2},
+      lambda rows: np.median(rows, axis=0),
+      2,
+    ),
+    (
+      {
+        "aggregator": lambda rows: tf.reduce_max(rows, axis=0),
+        "byzantine": Byzantine(
+          (1,), functools.partial(attacks.inner_product, epsilon=3.0)
+        ),
+      },
+      lambda rows: np.maximum(
+        rows[[0, 2, 3]].max(axis=0), -3.0 * rows[[0, 2, 3]].mean(axis=0)
+      ),
+      1,
+    ),
+  ],
+)
+def test_fit_equals_a_replay_in_numpy(kwargs, aggregate, accumulate):
+  model = compiled(robust(sgd, **kwargs), linear)
+  fit(model)
+  np.testing.assert_allclose(
+    model.get_weights()[0], replay(aggregate, 4, accumulate), atol=1e-6
+  )
+  replicas_agree(model)
+
+
+def embedding():
+  return keras.Sequential(
+    [
+      keras.layers.Input((2,), dtype="int32"),
+      keras.layers.Embedding(5, 3),
+      keras.layers.Flatten(),
+      keras.layers.Dense(2),
+    ]
+  )
+
+
+def synchronized():
+  return keras.Sequential(
+    [
+      keras.layers.Input((3,)),
+      keras.layers.Dense(4),
+      keras.layers.BatchNormalization(synchronized=True),
+      keras.layers.Dense(2),
+    ]
+  )
+
+
+def frozen():
+  model = network()
+  model.layers[0].trainable = False
+  return model
+
+
+@pytest.mark.parametrize("build", [embedding, synchronized, frozen])
+def test_layers_that_reduce_or_have_no_dense_gradient_work(build):
+  x, y = data()
+  if build is embedding:
+    x = np.random.default_rng(1).integers(5, size=(len(x), 2))
+  stock = compiled(sgd, build)
+  model = compiled(robust(sgd, aggregators.mean), build)
+  for each in (stock, model):
+    fit(each, x_and_y=(x, y))
+  assert_close(model, stock)
+
+
+def half(make):
+  """Returns a model in mixed precision."""
+
+  def build():
+    keras.mixed_precision.set_dtype_policy("mixed_float16")
+    try:
+      return make()
+    finally:
+      keras.mixed_precision.set_dtype_policy("float32")
+
+  return build
+
+
+def test_mixed_precision_applies_unscaled_aggregates():
+  model = compiled(robust(sgd), half(linear))
+  assert isinstance(model.optimizer, keras.optimizers.LossScaleOptimizer)
+  # Rows that are not unscaled would make steps of the scale's size.
+  model.optimizer.initial_scale = 64.0
+  fit(model)
+  expected = replay(lambda rows: np.sort(rows, axis=0)[1:-1].mean(axis=0))
+  np.testing.assert_allclose(model.get_weights()[0], expected, atol=3e-3)
+  assert model.optimizer.iterations.numpy() == NUM_STEPS
+
+
+def test_infinite_gradient_of_one_worker_does_not_reach_the_weights():
+  x, y = data()
+  x[2 * BATCH // 4] = np.inf  # of the first batch, and the third worker
+  model = compiled(robust(sgd, aggregators.median), half(linear))
+  fit(model, x_and_y=(x, y))
+  assert np.isfinite(model.get_weights()[0]).all()
+  assert model.optimizer.iterations.numpy() == NUM_STEPS
+
+
+# Keras 3.15 reads variables through NumPy's old array protocol.
+@pytest.mark.filterwarnings("ignore:__array__ implementation")
+def test_learning_rate_callbacks_set_the_inner_rate():
+  model = compiled(robust(sgd))
+  schedule = keras.callbacks.LearningRateScheduler(lambda epoch, rate: 0.25)
+  fit(model, callbacks=[schedule])
+  inner = model.optimizer.inner_optimizer
+  assert inner.learning_rate.numpy() == 0.25
+
+
+def test_custom_training_loop_aggregates():
+  model = compiled(robust(sgd), linear)
+  x, y = data()
+  optimizer = model.optimizer
+
+  def on_replica(x, y):
+    with tf.GradientTape() as tape:
+      losses = tf.reduce_mean((model(x) - y) ** 2, axis=1)
+      loss = tf.nn.compute_average_loss(losses, global_batch_size=BATCH)
+    gradients = tape.gradient(loss, model.trainable_variables)
+    optimizer.apply_gradients(
+      zip(gradients, model.trainable_variables, strict=True)
+    )
+
+  strategy = replicas.mirrored(4)
+  batches = tf.data.Dataset.from_tensor_slices((x, y)).batch(BATCH)
+  step = tf.function(lambda batch: strategy.run(on_replica, batch))
+  for batch in strategy.experimental_distribute_dataset(batches):
+    step(batch)
+  expected = replay(lambda rows: np.sort(rows, axis=0)[1:-1].mean(axis=0))
+  np.testing.assert_allclose(model.get_weights()[0], expected, atol=1e-6)
