@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 from hypothesis import strategies as st
 
+from robust_tf import aggregators
 from tests.robust_tf import bounds
 from tests.robust_tf import contracts
 from tests.robust_tf.contracts import DIMENSIONAL
@@ -200,3 +201,38 @@ def test_dimensional_attack_leaves_the_result_bounded(rule, attack):
   assert 1 <= (~honest).sum(axis=0).max() <= q
   assert (~honest).any(axis=1).sum() > 2  # other workers in other coordinates
   bounds.check(rule, updates, honest, q)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("rule", DIMENSIONAL, ids=str)
+def test_more_broken_values_than_tolerated_leave_the_median_of_the_rest(
+  rule, value
+):
+  v = HONEST.copy()
+  v[3:9, 2] = value  # six, one more than any rule for eleven is told of
+  result = rule.bind(rule.max_byzantine(N))(v)
+  np.testing.assert_allclose(
+    result[2], np.median(np.delete(v[:, 2], range(3, 9)))
+  )
+  others = [0, 1, 3, 4, 5]
+  expected = rule.bind(rule.max_byzantine(N))(HONEST)
+  np.testing.assert_allclose(result[others], expected[others])
+
+
+def test_mean_hides_no_broken_value():
+  v = HONEST.copy()
+  v[3, 2] = np.nan
+  np.testing.assert_array_equal(
+    np.isnan(aggregators.mean(v)), np.arange(D) == 2
+  )
+
+
+@pytest.mark.parametrize(
+  "rule", [rule for rule in contracts.RULES if rule.name != "zeno"], ids=str
+)
+def test_honest_values_near_the_largest_overflow_nowhere(rule):
+  rng = np.random.default_rng(0)
+  v = (rng.uniform(0.5, 1, size=(N, D)) * MAX["float32"]).astype(np.float32)
+  v[:, ::2] *= -1
+  q = rule.max_byzantine(N) // 2
+  contracts.assert_close(rule.bind(q)(v), rule.bind_oracle(q)(v.astype(float)))
