@@ -189,9 +189,14 @@ def _validation(settings: Settings, dataset: Dataset) -> tf.data.Dataset:
     for step in range(settings.steps)
   ]
   inputs, labels = tf.constant(dataset.x_train), tf.constant(dataset.y_train)
-  return tf.data.Dataset.from_tensor_slices(np.array(examples)).map(
+  options = tf.data.Options()
+  # TensorFlow would draw ahead: beyond the last step the first batches again,
+  # and a checkpoint would keep those for a run that goes on.
+  options.autotune.enabled = False
+  stream = tf.data.Dataset.from_tensor_slices(np.array(examples)).map(
     lambda chosen: (tf.gather(inputs, chosen), tf.gather(labels, chosen))
   )
+  return stream.with_options(options)
 
 
 def _distributed(

@@ -5,6 +5,7 @@ may trace.
 """
 
 import contextlib
+import logging
 import os
 import signal
 import sys
@@ -84,6 +85,8 @@ def _prepare(settings: Settings, stack: contextlib.ExitStack):
     stack.enter_context(
       output.run_folder(settings.output, settings.flags, settings.overwrite)
     )
+  # What TensorFlow warns of is for those who wrote the program.
+  logging.getLogger("tensorflow").setLevel(logging.ERROR)
   with _silent_stderr():
     # Takes seconds: --help and many a complaint do without.
     from robust_tf.training import job

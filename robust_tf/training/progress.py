@@ -10,11 +10,10 @@ from rich.progress import BarColumn
 from rich.progress import MofNCompleteColumn
 from rich.progress import Progress
 from rich.progress import TextColumn
-from rich.progress import TimeRemainingColumn
 
 _SHOWN = {
   "loss": "loss {:.4g}",
-  "test_accuracy": "test accuracy {:.4f}",
+  "test_accuracy": "accuracy {:.4f}",
   "rows_accepted": "{:.1f} rows accepted",
 }
 
@@ -28,8 +27,7 @@ class StepProgress:
       self._progress = Progress(
         TextColumn("step"),
         MofNCompleteColumn(),
-        BarColumn(20),
-        TimeRemainingColumn(),
+        BarColumn(10),
         TextColumn("{task.description}"),
         console=Console(stderr=True),
         transient=True,
@@ -61,5 +59,5 @@ class StepProgress:
         if name in self._shown
       ]
       self._progress.update(
-        self._task, completed=step, description="  ".join(parts)
+        self._task, completed=step, description=", ".join(parts)
       )

@@ -2,6 +2,8 @@
 
 import json
 import os
+import pathlib
+import shutil
 
 import keras
 import numpy as np
@@ -26,6 +28,7 @@ from tests.tensorflow_setup import tf
 pytestmark = pytest.mark.filterwarnings(
   "ignore:__array__ implementation doesn't accept a copy:DeprecationWarning"
 )
+ROOT = pathlib.Path(__file__).parents[2]
 SMALL = ("--workers=4", "--batch_size=8", "--evaluate_every=10", "--steps=20")
 DIGITS = load("digits")
 
@@ -275,6 +278,89 @@ def test_cnn_learns_from_an_npz_file(tmp_path):
   losses = [x["test_loss"] for x in result["evaluations"]]
   assert losses[-1] < losses[0]
   assert len(weights) == 8
+
+
+@pytest.mark.parametrize("name", ["digits_zeno_majority", "digits_krum_ipm"])
+def test_experiment_of_a_flagfile_runs(name, capsys):
+  flagfile = ROOT / f"configs/train/{name}.flags"
+  short = ("--steps=2", "--evaluate_every=1")
+  assert main([f"--flagfile={flagfile}", *short]) == 0
+  assert len(capsys.readouterr().out.splitlines()) == 5
+
+
+# Going on.
+
+
+def test_more_steps_end_as_if_asked_for_at_once(tmp_path):
+  argv = SPREAD["zeno"]
+  train(tmp_path / "parts", *argv, "--steps=10")
+  parts, _ = train(tmp_path / "parts", *argv)
+  whole, _ = train(tmp_path / "whole", *argv)
+  assert parts == whole
+
+
+def test_finished_run_is_found_finished(tmp_path):
+  first, _ = train(tmp_path)
+  checkpoint = tmp_path / output.CHECKPOINTS / "ckpt-20.index"
+  written = checkpoint.stat().st_mtime_ns
+  again, _ = train(tmp_path)
+  assert again == first
+  assert checkpoint.stat().st_mtime_ns == written
+
+
+def test_overwrite_begins_anew(tmp_path):
+  train(tmp_path, "--seed=5")
+  anew, _ = train(tmp_path, "--overwrite")
+  assert anew["flags"]["seed"] == "0"
+  assert [x["step"] for x in anew["evaluations"]] == [0, 10, 20]
+
+
+def complaint(folder, capsys, *argv):
+  capsys.readouterr()
+  assert main([*SMALL, *argv, f"--output={folder}"]) == 2
+  out, err = capsys.readouterr()
+  assert out == "" and err.count("\n") == 1
+  return err
+
+
+def test_checkpoint_of_another_model_is_refused_by_what_differs(
+  tmp_path, capsys
+):
+  train(tmp_path / "mlp")
+  train(tmp_path / "cnn", "--model=cnn", "--steps=10")
+  err = complaint(tmp_path / "mlp", capsys, "--model=cnn")
+  assert "another run: --model=mlp there, --model=cnn here" in err
+  # And so are checkpoints that were moved.
+  shutil.rmtree(tmp_path / "mlp" / output.CHECKPOINTS)
+  shutil.copytree(
+    tmp_path / "cnn" / output.CHECKPOINTS,
+    tmp_path / "mlp" / output.CHECKPOINTS,
+  )
+  err = complaint(tmp_path / "mlp", capsys)
+  assert "ckpt-10 holds another run: --model=cnn there, --model=mlp here" in err
+
+
+def test_damaged_checkpoint_is_refused(tmp_path, capsys):
+  train(tmp_path)
+  (tmp_path / output.CHECKPOINTS / "ckpt-20.index").write_bytes(b"rubbish")
+  err = complaint(tmp_path, capsys)
+  assert "cannot go on from the checkpoint" in err
+  assert "--overwrite" in err
+
+
+def test_checkpoint_on_other_data_is_refused(tmp_path, capsys):
+  path = tmp_path / "a.npz"
+  arrays = {
+    "x_train": DIGITS.x_train[:80],
+    "y_train": DIGITS.y_train[:80],
+    "x_test": DIGITS.x_test,
+    "y_test": DIGITS.y_test,
+  }
+  np.savez(path, **arrays)
+  train(tmp_path / "run", f"--data={path}")
+  np.savez(path, **{**arrays, "y_train": 9 - arrays["y_train"]})
+  err = complaint(tmp_path / "run", capsys, f"--data={path}")
+  assert "ckpt-20 was trained on other data than there is now" in err
 
 
 # What only shows when the job is put together.
