@@ -186,14 +186,17 @@ def test_wrong_flags_are_named(argv, message):
     (["--data=mnist.nbz"], "'mnist.nbz' is neither a file nor one of"),
     (["--batch_size=500"], "batch_size=500 is more than the 71 examples"),
     (["--workers=5000"], "--partition=iid: num_workers=5000 needs"),
-    (["--output=README.md/x"], "README.md/x cannot be written: Not a dir"),
-    (["--output=README.md"], "--output=README.md is not a folder"),
-    (["--output=docs"], "docs holds .*no part of a run; choose another"),
+    (["--output=file/x"], "--output=file/x cannot be written: Not a dir"),
+    (["--output=file"], "--output=file is not a folder"),
+    (["--output=."], "--output=. holds file, which is no part of a run"),
     (["--strategy=multi_worker"], "multi_worker needs the variable TF_CONFIG"),
   ],
 )
-def test_bad_input_is_one_line_and_no_trace(capsys, monkeypatch, argv, message):
-  monkeypatch.chdir(ROOT)
+def test_bad_input_is_one_line_and_no_trace(
+  capsys, monkeypatch, tmp_path, argv, message
+):
+  (tmp_path / "file").write_text("")
+  monkeypatch.chdir(tmp_path)
   monkeypatch.delenv("TF_CONFIG", raising=False)
   assert main(argv) == 2
   out, err = capsys.readouterr()
