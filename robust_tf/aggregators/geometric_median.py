@@ -28,7 +28,7 @@ def geometric_median(
 
   Args:
     updates: n >= 1 updates, in any form of `updates`. Updates that are not
-      finite are left out; of none that are finite, the result is zero.
+      finite are left out; where none is finite, the result is NaN.
     tolerance: where z has a gradient, the mean of the unit vectors from it to
       the updates, no longer than this, the iteration stops.
     max_iterations: the most iterations. Ten to thirty are usual where d is

@@ -32,8 +32,8 @@ def krum(updates: Updates, num_byzantine: int):
 
   Returns:
     One of the updates, in their form and dtypes; of equal scores, the first.
-    An update that is not finite is never taken; of none that are finite, the
-    result is zero.
+    An update that is not finite is never taken; where none is finite, the
+    result is NaN.
 
   Raises:
     TypeError: updates in none of the forms, or `num_byzantine` no integer.
@@ -64,7 +64,7 @@ def multi_krum(
   Returns:
     One update, in the form and the dtypes of the updates. Of equal scores the
     first are taken. Updates that are not finite are never taken: where less
-    than m are finite, the mean is that of these, or zero.
+    than m are finite, the mean is that of these; where none is, NaN.
 
   Raises:
     TypeError: updates in none of the forms, or a count that is no integer.
@@ -100,7 +100,9 @@ def _row_of_weight_1(block: Block, weights: tf.Tensor) -> tf.Tensor:
   else:
     row = tf.gather(block, index)
   return tf.cond(
-    tf.gather(weights, index) > 0, lambda: row, lambda: tf.zeros_like(row)
+    tf.gather(weights, index) == 1,
+    lambda: row,
+    lambda: tf.fill(tf.shape(row), tf.constant(float("nan"), row.dtype)),
   )
 
 
@@ -127,4 +129,4 @@ def _weights(products, finite, num_neighbors: int, num_selected: int):
   scores = tf.where(finite, scores, tf.constant(float("inf"), tf.float64))
   ranks = tf.argsort(tf.argsort(scores, stable=True), stable=True)
   selected = tf.cast((ranks < num_selected) & finite, tf.float64)
-  return tf.math.divide_no_nan(selected, tf.reduce_sum(selected))
+  return selected / tf.reduce_sum(selected)

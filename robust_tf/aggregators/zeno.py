@@ -54,7 +54,8 @@ def zeno(
   Returns:
     One update, in the form and the dtypes of the updates; of equal scores, the
     first are taken. An update whose score is not finite is never taken: where
-    less than n - b have finite scores, the mean is that of these, or zero.
+    less than n - b have finite scores, the mean is that of these; where none
+    has, NaN.
 
   Raises:
     TypeError: updates in none of the forms, or `num_suspected` no integer.
@@ -94,7 +95,7 @@ def zeno_weights(
   scores = tf.where(finite, scores, tf.constant(float("-inf"), tf.float64))
   ranks = tf.argsort(tf.argsort(-scores, stable=True), stable=True)
   selected = tf.cast(finite & (ranks < n - num_suspected), tf.float64)
-  return tf.math.divide_no_nan(selected, tf.reduce_sum(selected))
+  return selected / tf.reduce_sum(selected)
 
 
 def zeno_plus_plus(
