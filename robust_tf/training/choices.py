@@ -114,7 +114,7 @@ def _check_all_taken(
         continue
       chosen = values[kind]
       raise ValueError(
-        f"--{parameter} is an argument of --{kind}={' and '.join(takers)},"
+        f"--{parameter} is an argument of --{kind}={' or '.join(takers)},"
         + (f" not of {chosen}" if chosen else f" and there is no --{kind}")
       )
 

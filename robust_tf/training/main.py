@@ -64,6 +64,8 @@ def main(argv: Sequence[str]) -> int:
 
 def run() -> NoReturn:
   """The console script."""
+  # What TensorFlow warns of is for those who wrote the program.
+  logging.getLogger("tensorflow").setLevel(logging.ERROR)
   sys.exit(main(sys.argv[1:]))
 
 
@@ -85,8 +87,6 @@ def _prepare(settings: Settings, stack: contextlib.ExitStack):
     stack.enter_context(
       output.run_folder(settings.output, settings.flags, settings.overwrite)
     )
-  # What TensorFlow warns of is for those who wrote the program.
-  logging.getLogger("tensorflow").setLevel(logging.ERROR)
   with _silent_stderr():
     # Takes seconds: --help and many a complaint do without.
     from robust_tf.training import job

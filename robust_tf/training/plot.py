@@ -63,7 +63,8 @@ def draw_curves(
   upper, lower = figure.subplots(2, sharex=True)
   _draw_curve(upper, evaluations, "test_accuracy", attack_step)
   _draw_curve(lower, evaluations, "test_loss", attack_step)
-  upper.set(title=title, ylim=(-0.02, 1.02))
+  upper.set_title(title, fontsize="medium", wrap=True)
+  upper.set(ylim=(-0.02, 1.02))
   lower.set(xlabel="step")
   figure.savefig(path, dpi=100)
 

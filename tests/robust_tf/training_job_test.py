@@ -19,6 +19,7 @@ from robust_tf.training.main import main
 from robust_tf.training.models import mlp
 from robust_tf.training.plot import draw_curves
 from robust_tf.training.plot import draw_partition
+from robust_tf.training.progress import StepProgress
 from robust_tf.training.settings import parse_settings
 from tests.tensorflow_setup import NUM_DEVICES
 from tests.tensorflow_setup import tf
@@ -286,6 +287,20 @@ def test_experiment_of_a_flagfile_runs(name, capsys):
   short = ("--steps=2", "--evaluate_every=1")
   assert main([f"--flagfile={flagfile}", *short]) == 0
   assert len(capsys.readouterr().out.splitlines()) == 5
+
+
+@pytest.mark.parametrize("terminal", [True, False])
+def test_progress_is_for_terminals(capsys, monkeypatch, terminal):
+  monkeypatch.setattr("sys.stderr.isatty", lambda: terminal, raising=False)
+  with StepProgress(total=20) as progress:
+    progress(0, {"test_accuracy": 0.1})
+    progress(7, {"loss": 1.23456, "rows_accepted": 3.0, "other": 1.0})
+  out, err = capsys.readouterr()
+  assert out == ""
+  shown = "loss 1.235, accuracy 0.1000, 3.0 rows accepted"
+  assert (shown in err) is terminal
+  assert ("7/20" in err) is terminal
+  assert bool(err) is terminal
 
 
 # Going on.
