@@ -19,13 +19,15 @@ test: install
 	$(BIN)/python -m pytest
 
 # Inception-V3's training step, placed on two CPU devices of this machine, runs
-# three steps beside the step that was not placed.
+# three steps beside the step that was not placed. Then twenty workers train a
+# small model, twelve of them Byzantine.
 demo: install $(DEMO)/inception/saved_model.pb
 	$(BIN)/baechi place $(DEMO)/inception $(DEMO)/placed --signature train \
 	  --cluster configs/clusters/2_cpus.toml --report $(DEMO)/report \
 	  --overwrite
 	$(BIN)/python -m tools.check_placed $(DEMO)/inception $(DEMO)/placed \
 	  --placement $(DEMO)/report/placement.json $(QUIETLY)
+	$(BIN)/robust-train --flagfile=configs/train/digits_zeno_majority.flags
 
 $(DEMO)/inception/saved_model.pb: tools/export_models.py \
     tools/training_step.py tools/benchmark_models.py | install
