@@ -25,7 +25,6 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable
-from collections.abc import Iterator
 from collections.abc import Mapping
 from collections.abc import Sequence
 
@@ -35,7 +34,7 @@ from absl import flags
 TIMED_OUT = 124  # what timeout(1) exits with
 
 _POLL_S = 0.05
-_GRACE_S = 5.0
+_GRACE_S = 2.0
 _TAIL_LINES = 20
 _PROXIES = ("http_proxy", "https_proxy", "grpc_proxy", "all_proxy")
 
@@ -103,12 +102,16 @@ def run(
     num_workers, os.environ if environment is None else environment
   )
   deadline = None if timeout_s is None else time.monotonic() + timeout_s
-  with contextlib.ExitStack() as stack:
-    processes = [
-      stack.enter_context(_process(command, environments[i], logs[i], i, show))
-      for i in range(num_workers)
-    ]
-    failed, exit_code = _wait(processes, deadline)
+  with contextlib.ExitStack() as readers:
+    processes = []
+    try:
+      for i in range(num_workers):
+        process = _start(command, environments[i])
+        processes.append(process)
+        _keep_output(process, logs[i], i, show, readers)
+      failed, exit_code = _wait(processes, deadline)
+    finally:
+      _end(processes)
   return Outcome(exit_code, failed, logs)
 
 
@@ -144,16 +147,11 @@ def free_addresses(count: int) -> list[str]:
     return [f"localhost:{x.getsockname()[1]}" for x in sockets]
 
 
-@contextlib.contextmanager
-def _process(
-  command: Sequence[str],
-  environment: Mapping[str, str],
-  log_path: str,
-  index: int,
-  show: Callable[[str], None],
-) -> Iterator[subprocess.Popen]:
-  """Starts one process, and ends it and its children when the scope ends."""
-  process = subprocess.Popen(
+def _start(
+  command: Sequence[str], environment: Mapping[str, str]
+) -> subprocess.Popen:
+  """Returns a new process, which can be ended with all that it starts."""
+  return subprocess.Popen(
     command,
     env=environment,
     stdin=subprocess.DEVNULL,
@@ -161,16 +159,22 @@ def _process(
     stderr=subprocess.STDOUT,
     start_new_session=True,
   )
+
+
+def _keep_output(
+  process: subprocess.Popen,
+  log_path: str,
+  index: int,
+  show: Callable[[str], None],
+  readers: contextlib.ExitStack,
+) -> None:
+  """Copies what a process writes; `readers` waits for the end of it."""
   reader = threading.Thread(
     target=_copy_output, args=(process.stdout, log_path, index, show)
   )
   reader.start()
-  try:
-    yield process
-  finally:
-    _end(process)
-    reader.join()
-    process.stdout.close()
+  readers.enter_context(process)  # closes the pipe
+  readers.callback(reader.join)
 
 
 def _copy_output(
@@ -183,13 +187,19 @@ def _copy_output(
       show(f"[{index}] {line.decode(errors='replace').rstrip()}")
 
 
-def _end(process: subprocess.Popen) -> None:
-  """Ends a process and whatever it started: asks first, then insists."""
+def _end(processes: Sequence[subprocess.Popen]) -> None:
+  """Ends processes and whatever they started: asks first, then insists.
+
+  TensorFlow's workers do not end when asked.
+  """
   for number in (signal.SIGTERM, signal.SIGKILL):
-    with contextlib.suppress(ProcessLookupError):
-      os.killpg(process.pid, number)
-    with contextlib.suppress(subprocess.TimeoutExpired):
-      process.wait(timeout=_GRACE_S)
+    for process in processes:
+      with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, number)
+    deadline = time.monotonic() + _GRACE_S
+    for process in processes:
+      with contextlib.suppress(subprocess.TimeoutExpired):
+        process.wait(timeout=max(0.0, deadline - time.monotonic()))
 
 
 def _wait(

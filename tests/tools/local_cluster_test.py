@@ -104,11 +104,17 @@ def test_worker_killed_by_a_signal_gives_128_plus_its_number(tmp_path):
   assert (outcome.exit_code, outcome.failed) == (137, 0)
 
 
-def test_workers_that_take_too_long_are_ended(tmp_path):
-  script = "import signal, time; print(1); time.sleep(600)"
-  outcome = run(script, tmp_path, 2, timeout_s=0.5)
+def test_workers_that_take_too_long_are_ended_though_they_resist(tmp_path):
+  script = """
+import os, signal, time
+signal.signal(signal.SIGTERM, signal.SIG_IGN)
+print(os.getpid())
+time.sleep(600)
+"""
+  outcome = run(script, tmp_path, 2, timeout_s=1)
   assert outcome.exit_code == local_cluster.TIMED_OUT
   assert outcome.failed is None
+  assert not any(is_alive(int(outcome.output(i))) for i in range(2))
 
 
 def test_tail_is_the_last_lines(tmp_path):
