@@ -18,8 +18,10 @@ def clipping(
   clipnorm: float | None,
   clipvalue: float | None,
   global_clipnorm: float | None,
-) -> Callable[[list[tf.Tensor], int | None], list[tf.Tensor]]:
-  """Returns a function that clips gradients; at most one limit is not None.
+) -> Callable[[list[tf.Tensor], int | None], list[tf.Tensor]] | None:
+  """Returns a function that clips gradients; None where there is no limit.
+
+  At most one of the limits is not None.
 
   The function takes a replica's gradients, one tensor a variable, and the
   number of workers whose gradients they hold along a leading axis, None where
@@ -48,7 +50,7 @@ def clipping(
     return lambda gradients, rows: [
       tf.clip_by_value(g, -clipvalue, clipvalue) for g in gradients
     ]
-  return lambda gradients, rows: gradients
+  return None
 
 
 def _scaled_together(gradients, limit, rows) -> list[tf.Tensor]:

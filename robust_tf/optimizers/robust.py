@@ -31,14 +31,12 @@ from robust_tf import aggregators
 from robust_tf import communication
 from robust_tf.attacks.byzantine import Byzantine
 from robust_tf.distribute import compatibility
-from robust_tf.distribute.compatibility import StrategyKind
-from robust_tf.distribute.packing import unpack
 from robust_tf.distribute.validation_loss import NoValidationLoss
 from robust_tf.distribute.validation_loss import ValidationLoss
 from robust_tf.optimizers import requirements
 from robust_tf.optimizers import rule_config
+from robust_tf.optimizers.aggregation import Aggregation
 from robust_tf.optimizers.clipping import clipping
-from robust_tf.optimizers.step_report import measure
 from robust_tf.optimizers.step_report import StepReport
 
 
@@ -253,91 +251,31 @@ class RobustOptimizer(keras.optimizers.Optimizer):
   def _update(self, gradients, present, variables) -> None:
     """Aggregates gradients and applies the aggregate; outside the replicas."""
     moved = [variables[k] for k in present]
+    aggregation = Aggregation(
+      aggregator=self.aggregator,
+      byzantine=self.byzantine,
+      clip=self._clip,
+      workers_per_replica=self.workers_per_replica,
+      report=self.report,
+    )
+    loss = learning_rate = None
+    if self.validation_loss is not None:
+      loss = self.validation_loss.after_steps(moved)
+      learning_rate = tf.convert_to_tensor(self.learning_rate)
     with tf.device(communication.replica_devices()[0]):
-      aggregate = self._aggregate(gradients, moved)
+      aggregate = aggregation(
+        gradients,
+        moved,
+        step=tf.convert_to_tensor(self.iterations),
+        loss=loss,
+        learning_rate=learning_rate,
+      )
     applied = [None] * len(variables)
     for k, gradient in zip(present, aggregate, strict=True):
       applied[k] = gradient
     communication.on_every_replica(
       lambda: self.inner_optimizer.apply(applied, variables)
     )
-
-  def _aggregate(self, gradients, moved) -> list[tf.Tensor]:
-    """Returns what the rule makes of gradients, one tensor a variable.
-
-    Args:
-      gradients: of each replica of this process, one tensor a variable.
-      moved: the variables.
-    """
-    rule, parameters = rule_config.rule_and_parameters(self.aggregator)
-    takes_variables = self._takes_variables(rule)
-    if takes_variables and self._scales_last(rule):
-      return self._rescaled(rule, parameters, gradients)
-    gradients = self._own_gradients(gradients)
-    if takes_variables:
-      if rule is aggregators.zeno:
-        parameters |= self._zeno_arguments(moved, lambda step: step)
-      return rule(gradients, **parameters)
-    like = [
-      tf.TensorSpec(variable.shape, gradient.dtype)
-      for variable, gradient in zip(moved, gradients[0], strict=True)
-    ]
-    rows = communication.all_rows(gradients, self.workers_per_replica or 1)
-    if self.byzantine is not None:
-      rows = self.byzantine(rows, tf.convert_to_tensor(self.iterations))
-    if rule is aggregators.zeno:
-      parameters |= self._zeno_arguments(moved, lambda step: unpack(step, like))
-    result = requirements.checked_result(rule, rule(rows, **parameters), rows)
-    if self.report is not None:
-      weights = aggregators.WEIGHTS.get(rule)
-      if weights is not None:
-        weights = weights(rows, **parameters)
-      self.report.add(measure(rows, result, weights))
-    return unpack(result, like)
-
-  def _takes_variables(self, rule: Callable) -> bool:
-    """Whether the rule gets each variable as it is, and not rows [n, d]."""
-    return (
-      rule in aggregators.AGGREGATORS.values()
-      and self.workers_per_replica is None
-      and self.byzantine is None
-      and self.report is None
-      and compatibility.strategy_kind() is not StrategyKind.MULTI_WORKER
-    )
-
-  def _scales_last(self, rule: Callable) -> bool:
-    """Whether the rule can have gradients of the losses that Keras scaled."""
-    clips = (self.clipnorm, self.clipvalue, self.global_clipnorm)
-    return clips == (None, None, None) and rule is not aggregators.zeno
-
-  def _rescaled(self, rule, parameters, gradients) -> list[tf.Tensor]:
-    """Returns n times the rule of gradients of losses divided by n.
-
-    All rules but Zeno are scale-equivariant, and one multiplication of the
-    aggregate costs less than one of every row.
-    """
-    if rule is aggregators.mean:
-      return [tf.add_n(values) for values in zip(*gradients, strict=True)]
-    num_replicas = self._strategy.num_replicas_in_sync
-    return [value * num_replicas for value in rule(gradients, **parameters)]
-
-  def _own_gradients(self, gradients) -> list[list[tf.Tensor]]:
-    """Returns each replica's gradients of its own mean loss, clipped."""
-    scale = self._strategy.num_replicas_in_sync
-    devices = communication.replica_devices()
-    own = []
-    for device, values in zip(devices, gradients, strict=True):
-      with tf.device(device):
-        values = [value if scale == 1 else value * scale for value in values]
-        own.append(self._clip(values, self.workers_per_replica))
-    return own
-
-  def _zeno_arguments(self, moved, as_variables) -> dict:
-    loss_after = self.validation_loss.after_steps(moved)
-    return {
-      "loss": lambda step: loss_after(as_variables(step)),
-      "learning_rate": tf.convert_to_tensor(self.learning_rate),
-    }
 
   @property
   def variables(self):

@@ -1,7 +1,14 @@
 """What aggregation did, summed over steps, for a callback to show."""
 
+import functools
+
 import keras
 import tensorflow as tf
+
+from robust_tf.aggregators.updates import Block
+from robust_tf.aggregators.updates import combine
+from robust_tf.aggregators.updates import to_blocks
+from robust_tf.aggregators.updates import Updates
 
 
 class StepReport:
@@ -40,32 +47,62 @@ class StepReport:
     }
 
 
-@tf.function(jit_compile=True, autograph=False)
 def measure(
-  rows: tf.Tensor, aggregate: tf.Tensor, weights: tf.Tensor | None
+  updates: Updates, aggregate, weights: tf.Tensor | None, scale: int = 1
 ) -> tf.Tensor:
   """Returns what a step did, in the order of `StepReport.NAMES`.
 
   Args:
-    rows: `[n, d]`, what the rule saw.
-    aggregate: `[d]`, what it made of them.
-    weights: `[n]`, the weight of each row; None for a rule that has none, such
-      as a coordinate-wise one, which accepts every finite row.
+    updates: what the rule saw, in any form of `aggregators.updates`.
+    aggregate: what it made of them, in the matching form.
+    weights: `[n]`, the weight of each update; None for a rule that has none,
+      such as a coordinate-wise one, which accepts every finite row.
+    scale: the number that all updates were divided by.
 
   Returns:
     `[3]`, float32: the rows that were accepted, those with a NaN or an
     infinity, and the distance of the aggregate from the mean of the others.
   """
-  rows = tf.cast(rows, tf.float32)
-  finite = tf.reduce_all(tf.math.is_finite(rows), axis=1)
-  accepted = finite if weights is None else weights > 0
+  finite = functools.reduce(
+    tf.logical_and, [_finite_rows(block) for block in to_blocks(updates)]
+  )
   num_finite = tf.reduce_sum(tf.cast(finite, tf.float32))
-  total = tf.reduce_sum(tf.where(finite[:, None], rows, 0.0), axis=0)
-  mean = total / tf.maximum(num_finite, 1.0)
+  mean = combine(
+    updates, tf.cast(finite, tf.float32) / tf.maximum(num_finite, 1.0)
+  )
+  accepted = finite if weights is None else weights > 0
   return tf.stack(
     [
       tf.reduce_sum(tf.cast(accepted, tf.float32)),
-      rows.shape[0] - num_finite,
-      tf.norm(tf.cast(aggregate, tf.float32) - mean),
+      tf.cast(tf.size(finite), tf.float32) - num_finite,
+      scale * _distance(aggregate, mean),
     ]
   )
+
+
+def _finite_rows(block: Block) -> tf.Tensor:
+  rows = tf.unstack(block) if isinstance(block, tf.Tensor) else block
+  return tf.stack([tf.reduce_all(tf.math.is_finite(row)) for row in rows])
+
+
+def _distance(update, other) -> tf.Tensor:
+  """Returns the distance of two updates, float32."""
+  differences = [
+    tf.cast(value, tf.float32) - tf.cast(other_value, tf.float32)
+    for value, other_value in zip(
+      keras.tree.flatten(update), keras.tree.flatten(other), strict=True
+    )
+  ]
+  # The square of a Byzantine 1e20 is infinite: then of it times 2^-64.
+  tiny = 2.0**-64
+  plain = _half_square(differences)
+  scaled = _half_square([x * tiny for x in differences])
+  return tf.where(
+    tf.math.is_finite(plain),
+    tf.sqrt(2.0 * plain),
+    tf.sqrt(2.0 * scaled) / tiny,
+  )
+
+
+def _half_square(tensors: list[tf.Tensor]) -> tf.Tensor:
+  return tf.add_n([tf.nn.l2_loss(x) for x in tensors])

@@ -47,6 +47,25 @@ def test_measure_of_half_precision_does_not_overflow():
   np.testing.assert_allclose(found, [8, 0, 2 * 59999], rtol=1e-3)
 
 
+def test_measure_of_huge_rows_is_finite():
+  rows = tf.constant([[1e20, 0.0], [0.0, 1e20]])
+  found = measure(rows, tf.constant([0.0, 0.0]), None)
+  np.testing.assert_allclose(found, [2, 0, 1e20 / np.sqrt(2)], rtol=1e-6)
+
+
+def test_measure_of_scaled_variables_is_that_of_the_rows():
+  random = np.random.default_rng(0)
+  rows = random.normal(size=(4, 7)).astype(np.float32)
+  lists = [[row[:3] / 4, row[3:].reshape(2, 2) / 4] for row in rows]
+  result = rows.max(axis=0)
+  found = measure(
+    lists, [result[:3] / 4, result[3:].reshape(2, 2) / 4], None, 4
+  )
+  np.testing.assert_allclose(
+    found, [4, 0, np.linalg.norm(result - rows.mean(axis=0))], rtol=1e-6
+  )
+
+
 def compiled(aggregator, num_replicas=None, report=True, **kwargs):
   strategy = None if num_replicas is None else replicas.mirrored(num_replicas)
   rows = 4 if num_replicas is None else None
