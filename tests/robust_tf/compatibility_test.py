@@ -297,3 +297,21 @@ def test_tag_is_left_when_a_reduction_fails():
     assert compatibility.reducing_gradients_of() == "optimizer"
     raise KeyError
   assert compatibility.reducing_gradients_of() is None
+
+
+def test_multi_worker_fit_is_allowed_once_and_changes_no_other_strategy():
+  trained = []
+  for _ in range(2):
+    keras.utils.set_random_seed(1)
+    model = fit(
+      mirrored(tf.distribute.ReductionToOneDevice()),
+      lambda: [keras.layers.Dense(1)],
+      keras.optimizers.SGD,
+    )
+    trained.append((model.get_weights(), keras.Model._maybe_symbolic_build))
+    compatibility.allow_multi_worker_fit()
+  compatibility.allow_multi_worker_fit()
+  (before, _), (after, changed) = trained
+  assert keras.Model._maybe_symbolic_build is changed
+  for x, y in zip(before, after, strict=True):
+    np.testing.assert_array_equal(x, y)

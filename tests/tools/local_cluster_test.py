@@ -111,7 +111,7 @@ signal.signal(signal.SIGTERM, signal.SIG_IGN)
 print(os.getpid())
 time.sleep(600)
 """
-  outcome = run(script, tmp_path, 2, timeout_s=1)
+  outcome = run(script, tmp_path, 2, timeout_s=3)
   assert outcome.exit_code == local_cluster.TIMED_OUT
   assert outcome.failed is None
   assert not any(is_alive(int(outcome.output(i))) for i in range(2))
