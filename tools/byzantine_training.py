@@ -55,6 +55,7 @@ def train_and_test(
     an answer that is not finite is wrong.
   """
   examples = _worker_examples(data, table.num_workers, seed, num_steps)
+  inputs = tf.constant(data.x_train)
   model = _model(data, seed)
   initial = model.get_weights()
   groups = collections.defaultdict(list)
@@ -68,7 +69,7 @@ def train_and_test(
       which.assign(number)
       model.set_weights(initial)
       workers.optimizer.iterations.assign(0)
-      batches = _batches(data, examples, threat)
+      batches = _batches(data, inputs, examples, threat)
       workers.fit(batches, shuffle=False, verbose=0)
       results[threat.name] = _accuracy(model, data)
   return results
@@ -162,7 +163,7 @@ def _worker_examples(
 
 
 def _batches(
-  data: Dataset, examples: np.ndarray, threat: Threat
+  data: Dataset, inputs: tf.Tensor, examples: np.ndarray, threat: Threat
 ) -> tf.data.Dataset:
   """Returns the inputs and labels of every step, worker after worker."""
   labels = data.y_train[examples]
@@ -170,7 +171,6 @@ def _batches(
     flipped = list(threat.workers)
     labels[:, flipped] = flip_labels(labels[:, flipped], data.num_classes)
   num_steps = len(examples)
-  inputs = tf.constant(data.x_train)
   steps = (examples.reshape(num_steps, -1), labels.reshape(num_steps, -1))
   return tf.data.Dataset.from_tensor_slices(steps).map(
     lambda chosen, labels: (tf.gather(inputs, chosen), labels)
