@@ -13,7 +13,6 @@ stands in for it. Where there is none, the result is NaN.
 
 import functools
 from collections.abc import Callable
-from collections.abc import Sequence
 
 import tensorflow as tf
 
@@ -23,6 +22,7 @@ from robust_tf.aggregators.rows import MOST_OF_FEW
 from robust_tf.aggregators.rows import Rows
 from robust_tf.aggregators.updates import Block
 from robust_tf.aggregators.updates import block_dtype
+from robust_tf.aggregators.updates import compiled
 from robust_tf.aggregators.updates import from_blocks
 from robust_tf.aggregators.updates import num_workers
 from robust_tf.aggregators.updates import rows_of
@@ -59,33 +59,37 @@ def map_coordinates(
   n = num_workers(updates)
   if n > tf.int16.max:
     raise ValueError(f"{n} updates: rules by rank take no more than 32767")
-  kernel_of = _of_few_rows if n <= MOST_OF_FEW else _of_many_rows
-  kernel = kernel_of(function, n, *args)
   blocks = to_blocks(updates)
+
+  def apply(function, *args):
+    if n <= MOST_OF_FEW:
+      kernel = compiled(_of_few_rows, n, function, *args)
+    else:
+      kernel = _by_chunks(compiled(_of_many_rows, n, function, *args))
+    return [kernel(block, stand_ins) for block in blocks]
+
   results = _finite(
-    [kernel(block, stand_ins) for block in blocks],
-    [kernel_of(_scaled, n, function, *args), kernel_of(_median_of_finite, n)],
-    lambda kernel: [kernel(block, stand_ins) for block in blocks],
+    apply(function, *args),
+    lambda: apply(_scaled, function, *args),
+    lambda: apply(_median_of_finite),
   )
   return from_blocks(results, like=updates)
 
 
 def _finite(
-  results: list[tf.Tensor],
-  kernels: Sequence[Callable],
-  apply: Callable[[Callable], list[tf.Tensor]],
+  results: list[tf.Tensor], *alternatives: Callable[[], list[tf.Tensor]]
 ) -> list[tf.Tensor]:
-  """Returns results with what kernels make where they are not finite."""
-  if not kernels:
+  """Returns the results with alternatives where they are not finite."""
+  if not alternatives:
     return results
-  first, *others = kernels
+  first, *others = alternatives
 
   def replaced():
     better = [
       tf.where(tf.math.is_finite(old), old, new)
-      for old, new in zip(results, apply(first), strict=True)
+      for old, new in zip(results, first(), strict=True)
     ]
-    return _finite(better, others, apply)
+    return _finite(better, *others)
 
   return tf.cond(_are_finite(results), lambda: results, replaced)
 
@@ -110,32 +114,21 @@ def _median_of_finite(rows: Rows) -> tf.Tensor:
   return rows.median_of_finite()
 
 
-@functools.cache
-def _of_few_rows(function: RowsFunction, num_rows: int, *args) -> Callable:
-  """Returns the function compiled for whole blocks.
+def _of_few_rows(block: Block, stand_ins, function, *args) -> tf.Tensor:
+  """Returns what a function of rows makes of a block's; to be compiled."""
+  rows = _replaced(rows_of(block), stand_ins)
+  return function(FewRows.of(rows), *args)
 
-  It is traced for one n, with d left open, so that variables of many sizes
-  are no retracings.
-  """
-  del num_rows  # tells apart what is traced with a static n
 
-  @tf.function(jit_compile=True, reduce_retracing=True, autograph=False)
-  def apply(block, stand_ins):
-    rows = FewRows.of(_replaced(rows_of(block), stand_ins))
-    return tf.cast(function(rows, *args), block_dtype(block))
-
-  return apply
+def _of_many_rows(chunk: tf.Tensor, stand_ins, function, *args) -> tf.Tensor:
+  """Returns what a function of rows makes of a chunk's; to be compiled."""
+  rows = tf.stack(_replaced(rows_of(chunk), stand_ins))
+  return function(ManyRows.of(rows), *args)
 
 
 @functools.cache
-def _of_many_rows(function: RowsFunction, num_rows: int, *args) -> Callable:
-  """Returns the function compiled for chunks of columns, and applied to all."""
-  del num_rows  # as above
-
-  @tf.function(jit_compile=True, autograph=False)
-  def of_chunk(chunk, stand_ins):
-    rows = ManyRows.of(tf.stack(_replaced(rows_of(chunk), stand_ins)))
-    return tf.cast(function(rows, *args), chunk.dtype)
+def _by_chunks(kernel: Callable) -> Callable:
+  """Returns a function of a block that applies a kernel to its chunks."""
 
   @tf.function(reduce_retracing=True, autograph=False)
   def apply(block, stand_ins):
@@ -143,7 +136,7 @@ def _of_many_rows(function: RowsFunction, num_rows: int, *args) -> Callable:
     width = tf.minimum(size, _CHUNK)
     starts = tf.range(0, tf.maximum(size, 1), _CHUNK)
     results = tf.map_fn(
-      lambda start: of_chunk(
+      lambda start: kernel(
         # The last chunk overlaps the one before it.
         _columns(block, tf.minimum(start, size - width), width),
         stand_ins,
@@ -151,9 +144,10 @@ def _of_many_rows(function: RowsFunction, num_rows: int, *args) -> Callable:
       starts,
       fn_output_signature=tf.TensorSpec([_CHUNK], block_dtype(block)),
     )
-    num_last = size - starts[-1]
-    last = tf.slice(results[-1], [width - num_last], [num_last])
-    return tf.concat([tf.reshape(results[:-1], [-1]), last], axis=0)
+    num_first = starts[-1]  # in all chunks but the last
+    last = tf.slice(results[-1], [width + num_first - size], [size - num_first])
+    first = tf.reshape(results[:-1], [num_first])
+    return tf.concat([first, last], axis=0)
 
   return apply
 

@@ -4,7 +4,11 @@ import functools
 
 import tensorflow as tf
 
-from robust_tf.aggregators.updates import map_coordinates
+from robust_tf.aggregators.updates import Block
+from robust_tf.aggregators.updates import compiled
+from robust_tf.aggregators.updates import map_blocks
+from robust_tf.aggregators.updates import num_workers
+from robust_tf.aggregators.updates import rows_of
 from robust_tf.aggregators.updates import Updates
 
 
@@ -23,14 +27,14 @@ def mean(updates: Updates):
   Raises:
     TypeError, ValueError: updates in none of the forms, or none at all.
   """
-  return map_coordinates(mean_of_rows, updates)
+  kernel = compiled(_mean_of_block, num_workers(updates))
+  return map_blocks(kernel, updates)
 
 
-def mean_of_rows(rows: list[tf.Tensor]) -> tf.Tensor:
-  """Returns the mean of rows, finite where the rows are finite.
-
-  The plain sum divided by n; where that overflows, the sum of the quotients.
-  """
+def _mean_of_block(block: Block) -> tf.Tensor:
+  """Returns the mean of the rows, finite where they are finite."""
+  rows = rows_of(block)
   total = functools.reduce(tf.add, rows)
+  # Each quotient is rounded, but their sum cannot overflow.
   quotients = functools.reduce(tf.add, [row / len(rows) for row in rows])
   return tf.where(tf.math.is_finite(total), total / len(rows), quotients)

@@ -71,7 +71,7 @@ class FewRows:
     """Returns the median [d] of the finite values, NaN where there are none."""
     # Each second value that is not finite goes to the other end: the finite
     # ones stay in the middle, or half a rank above it.
-    n, infinity = self.num_rows, tf.constant(float("inf"), self.values[0].dtype)
+    n, infinity = self.num_rows, _infinity(self.values[0])
     is_odd = tf.zeros_like(self.values[0], tf.bool)
     balanced = []
     for row in self.values:
@@ -103,14 +103,12 @@ class ManyRows:
   def of(cls, rows: tf.Tensor) -> "ManyRows":
     """Returns rows [n, d] that may hold NaN."""
     n, d = rows.shape
-    groups = -(-n // MOST_OF_FEW)
-    size = -(-n // groups)
-    values = tf.pad(
-      _without_nan(rows),
-      [[0, groups * size - n], [0, 0]],
-      constant_values=tf.constant(float("inf"), rows.dtype),
-    )
-    return cls(tf.reshape(values, [groups, size, d]), n)
+    num_groups = -(-n // MOST_OF_FEW)
+    size = -(-n // num_groups)
+    # Joined, not padded: `tf.vectorized_map` of TensorFlow 2.21 pads with 0.
+    rest = tf.fill([num_groups * size - n, d], _infinity(rows))
+    values = tf.concat([_without_nan(rows), rest], axis=0)
+    return cls(tf.reshape(values, [num_groups, size, d]), n)
 
   def map(self, function: Callable) -> "ManyRows":
     """Returns the rows that an elementwise function makes of these.
@@ -158,7 +156,7 @@ class ManyRows:
 
   def median_of_finite(self) -> tf.Tensor:
     """Returns the median [d] of the finite values, NaN where there are none."""
-    infinity = tf.constant(float("inf"), self.values.dtype)
+    infinity = _infinity(self.values)
     num_low, num_finite = self.totals(
       lambda row: (
         tf.cast(row == -infinity, tf.int16),
@@ -174,5 +172,8 @@ Rows = FewRows | ManyRows
 
 
 def _without_nan(rows: tf.Tensor) -> tf.Tensor:
-  infinity = tf.constant(float("inf"), rows.dtype)
-  return tf.where(tf.math.is_nan(rows), infinity, rows)
+  return tf.where(tf.math.is_nan(rows), _infinity(rows), rows)
+
+
+def _infinity(like: tf.Tensor) -> tf.Tensor:
+  return tf.constant(float("inf"), like.dtype)

@@ -167,44 +167,25 @@ def map_blocks(kernel: Callable, updates: Updates, *args):
   return from_blocks(results, like=updates)
 
 
-@_plain_python
-def map_coordinates(function: Callable, updates: Updates, *args):
-  """Returns the update that a coordinate-wise function makes of the rows.
-
-  The function is compiled, once for each n and size of a block: it becomes
-  one loop over the coordinates, which reads every row once.
-
-  Args:
-    function: `function(rows, *args)` makes a tensor [d_k] of a list of n rows
-      [d_k] by elementwise operations. A function of a module, because what is
-      compiled is kept by it.
-    updates: in any of the module's forms.
-    *args: numbers, passed on to the function.
-
-  Returns:
-    One update, in the form and the dtypes of the updates.
-  """
-  return from_blocks(
-    [
-      compiled(function, num_workers(updates), *args)(block)
-      for block in to_blocks(updates)
-    ],
-    like=updates,
-  )
-
-
 @functools.cache
 def compiled(function: Callable, num_rows: int, *args) -> Callable:
-  """Returns `function(rows, *args)` as a compiled function of a block.
+  """Returns `function(block, *tensors, *args)`, compiled.
 
-  It is traced for one n, with d left open, so that variables of many sizes
-  are no retracings.
+  Args:
+    function: a function of a module, because what is compiled is kept by it.
+    num_rows: the block's n. The function is traced once for each, with d left
+      open: variables of many sizes are no retracings, but n has to be known.
+    *args: numbers or functions, passed on.
+
+  Returns:
+    A function of the block and the tensors. The result is cast to the block's
+    dtype.
   """
-  del num_rows  # tells apart what is traced with a static n
+  del num_rows  # tells apart what is traced
 
   @tf.function(jit_compile=True, reduce_retracing=True, autograph=False)
-  def apply(block):
-    return tf.cast(function(rows_of(block), *args), block_dtype(block))
+  def apply(block, *tensors):
+    return tf.cast(function(block, *tensors, *args), block_dtype(block))
 
   return apply
 
@@ -222,31 +203,17 @@ def combine(updates: Updates, weights: tf.Tensor):
   Returns:
     sum_i weights[i] * updates[i], in the form and the dtypes of the updates.
   """
-  return from_blocks(
-    [_weighted_sum(block, weights) for block in to_blocks(updates)],
-    like=updates,
-  )
+  kernel = compiled(_weighted_sum, num_workers(updates))
+  return map_blocks(kernel, updates, weights)
 
 
 def _weighted_sum(block: Block, weights: tf.Tensor) -> tf.Tensor:
-  num_rows = len(block) if isinstance(block, tuple) else block.shape[0]
   weights = tf.cast(weights, accumulation_dtype(block_dtype(block)))
-  return _compiled_weighted_sum(num_rows)(block, weights)
-
-
-@functools.cache
-def _compiled_weighted_sum(num_rows: int) -> Callable:
-  del num_rows  # as in `compiled`
-
-  @tf.function(jit_compile=True, reduce_retracing=True, autograph=False)
-  def apply(block, weights):
-    terms = [
-      tf.where(weight == 0, tf.zeros_like(row), weight * row)
-      for weight, row in zip(tf.unstack(weights), rows_of(block), strict=True)
-    ]
-    return tf.cast(functools.reduce(tf.add, terms), block_dtype(block))
-
-  return apply
+  terms = [
+    tf.where(weight == 0, tf.zeros_like(row), weight * row)
+    for weight, row in zip(tf.unstack(weights), rows_of(block), strict=True)
+  ]
+  return functools.reduce(tf.add, terms)
 
 
 def _matrix(updates) -> tf.Tensor:
