@@ -1,0 +1,52 @@
+"""What RobustOptimizer does beyond a rule is the same in several processes."""
+
+import os
+import pathlib
+import sys
+
+import numpy as np
+import pytest
+
+from tests.tensorflow_setup import tf  # isort: skip
+
+from tests.robust_tf import replicas
+from tests.robust_tf import two_processes
+from tools import local_cluster
+
+pytestmark = pytest.mark.slow
+
+ROOT = pathlib.Path(__file__).parents[2]
+
+
+@pytest.fixture(scope="module")
+def directory(tmp_path_factory):
+  """Where two processes wrote what came out of each case."""
+  directory = tmp_path_factory.mktemp("two_processes")
+  outcome = local_cluster.run(
+    [sys.executable, "-m", "tests.robust_tf.two_processes", str(directory)],
+    two_processes.NUM_PROCESSES,
+    log_directory=str(directory / "logs"),
+    timeout_s=600,
+    environment={
+      **os.environ,
+      "CUDA_VISIBLE_DEVICES": "-1",
+      "PYTHONPATH": str(ROOT),
+      "TF_CPP_MIN_LOG_LEVEL": "2",
+    },
+  )
+  assert outcome.exit_code == 0, outcome.tail(outcome.failed or 0)
+  return directory
+
+
+@pytest.mark.parametrize("case", two_processes.CASES)
+def test_two_processes_are_two_replicas_of_one(case, directory):
+  data = two_processes.draw(0, two_processes.NUM_STEPS * two_processes.BATCH)
+  batches = tf.data.Dataset.from_tensor_slices(data).batch(two_processes.BATCH)
+  expected = two_processes.train(case, replicas.mirrored(2), batches)
+  found = [
+    list(np.load(directory / f"{case}_{process}.npz").values())
+    for process in range(two_processes.NUM_PROCESSES)
+  ]
+  for first, second, value in zip(*found, expected, strict=True):
+    np.testing.assert_array_equal(first, second)
+    np.testing.assert_allclose(first, value, atol=1e-6)
