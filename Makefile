@@ -16,7 +16,8 @@ test: install
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/python -m tools.check_build
-	$(BIN)/python -m pytest
+	# A process a core; one file stays in one, which compiles its kernels once.
+	$(BIN)/python -m pytest --numprocesses=auto --dist=loadfile
 
 # Inception-V3's training step, placed on two CPU devices of this machine, runs
 # three steps beside the step that was not placed. Then twenty workers train a
