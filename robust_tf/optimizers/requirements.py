@@ -15,6 +15,8 @@ from robust_tf import aggregators
 from robust_tf.attacks.byzantine import Byzantine
 from robust_tf.distribute import compatibility
 from robust_tf.distribute.compatibility import StrategyKind
+from robust_tf.distribute.validation_loss import NoValidationLoss
+from robust_tf.distribute.validation_loss import ValidationLoss
 from robust_tf.optimizers.rule_config import rule_and_parameters
 
 
@@ -127,6 +129,7 @@ def check_validation_loss(
   """Checks that Zeno has what it needs, and no other rule gets it.
 
   Raises:
+    TypeError: `validation_loss` is something else.
     ValueError: otherwise.
   """
   rule, _ = rule_and_parameters(aggregator)
@@ -141,6 +144,11 @@ def check_validation_loss(
     raise ValueError(
       "aggregators.zeno scores gradients by a loss on held-out data: give"
       " validation_loss=ValidationLoss(model, loss, dataset)"
+    )
+  if not isinstance(validation_loss, ValidationLoss | NoValidationLoss):
+    raise TypeError(
+      f"validation_loss={validation_loss!r} must be a ValidationLoss(model,"
+      " loss, dataset)"
     )
   if isinstance(inner_optimizer, keras.optimizers.MultiOptimizer):
     raise ValueError(

@@ -48,12 +48,19 @@ class RobustOptimizer(keras.optimizers.Optimizer):
   in this order: gradients are accumulated, then clipped, for each worker alone
   and by this wrapper's settings; Byzantine workers' rows are replaced (in
   experiments); the rule aggregates; the inner optimizer applies, and by its
-  own settings clips, the aggregate. With `keras.optimizers.LossScaleOptimizer`
-  around it, as `compile` puts it under mixed precision, rows are unscaled.
+  own settings clips, the aggregate.
 
   Workers are the strategy's replicas. With `workers_per_replica=m` each replica
   computes the gradients of m workers, along a leading axis of every gradient,
-  as `VectorizedWorkers` does.
+  as `VectorizedWorkers` does. A replica that gets no rows of a batch sends
+  zeros, which no rule can tell from honest ones: drop the remainder of the
+  data, or choose a batch size that divides.
+
+  Under mixed_float16 `compile` puts a `LossScaleOptimizer` around this one,
+  and rows are unscaled. By itself that leaves out the steps in which the
+  gradients of replica 0 (without a strategy: of any worker) are not finite,
+  and under `MultiWorkerMirroredStrategy` each process judges by its own, so
+  that some may wait for the others: train in bfloat16 there.
 
   Attributes:
     inner_optimizer: the optimizer that gets the aggregate.
@@ -95,11 +102,13 @@ class RobustOptimizer(keras.optimizers.Optimizer):
       clipvalue: limit for each element of it.
       global_clipnorm: limit for the norm of each worker's whole gradient.
       gradient_accumulation_steps: apply the mean of each worker's gradients
-        over so many calls, 2 or more, once.
+        over so many calls, 2 or more, once. Checkpoints hold the sums of all
+        replicas of the process that saves: with several processes, save after
+        an update.
       workers_per_replica: the workers whose gradients each replica computes,
         for `VectorizedWorkers`.
-      report: keep what aggregation did for `AggregationReport`; it costs two
-        more passes over the rows, and a copy of them.
+      report: keep what aggregation did for `AggregationReport`. It reads all
+        gradients twice more, and scores those of whole-vector rules again.
       name: the optimizer's name.
 
     Raises:

@@ -75,3 +75,20 @@ def test_replica_devices_are_all_of_a_strategy():
   with replicas.mirrored(2).scope():
     devices = communication.replica_devices()
   assert [device[-5:] for device in devices] == ["CPU:0", "CPU:1"]
+
+
+def test_variables_on_are_one_on_each_device_and_saved_alone(tmp_path):
+  with replicas.mirrored(2).scope():
+    made = []
+    for device in communication.replica_devices():
+      with communication.variables_on(device):
+        made.append(tf.Variable(float(len(made) + 1)))
+    mirrored = tf.Variable(0.0)
+  assert [v.device[-5:] for v in made] == ["CPU:0", "CPU:1"]
+  assert not hasattr(made[0], "values")
+  assert len(mirrored.values) == 2
+  path = tf.train.Checkpoint(made=made).write(tmp_path / "checkpoint")
+  for variable in made:
+    variable.assign(0.0)
+  tf.train.Checkpoint(made=made).read(path).assert_consumed()
+  assert [float(v) for v in made] == [1.0, 2.0]

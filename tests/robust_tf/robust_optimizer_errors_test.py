@@ -150,6 +150,11 @@ def test_validation_loss_for_another_rule_is_refused():
     make(validation_loss=validation_loss())
 
 
+def test_validation_loss_of_a_wrong_type_is_refused():
+  with pytest.raises(TypeError, match="must be a ValidationLoss"):
+    make(aggregator=ZENO, validation_loss="mse")
+
+
 def test_zeno_of_several_learning_rates_is_refused():
   inner = keras.optimizers.MultiOptimizer(lambda variable: None)
   with pytest.raises(ValueError, match="has several: wrap one optimizer"):
@@ -163,7 +168,9 @@ def test_byzantine_worker_out_of_range_is_refused():
 
 
 def test_byzantine_of_a_wrong_type_is_refused():
-  with pytest.raises(TypeError, match="byzantine=3 must be a robust_tf.Byzantine"):
+  with pytest.raises(
+    TypeError, match="byzantine=3 must be a robust_tf.Byzantine"
+  ):
     make(byzantine=3)
 
 

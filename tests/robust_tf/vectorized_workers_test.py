@@ -22,6 +22,22 @@ from tests.robust_tf.four_workers import network
 from tests.robust_tf.four_workers import NUM_STEPS
 
 
+@pytest.mark.parametrize(
+  "how",
+  [{"jit_compile": True}, {"run_eagerly": True}, {"steps_per_execution": 2}],
+)
+def test_ways_to_execute_give_the_same_numbers(how):
+  x, y = data()
+  logs = []
+  for each in (how, {}):
+    keras.utils.set_random_seed(3)
+    model = normalized()
+    workers = compiled(model, loss=cross_entropy(), **each)
+    history = workers.fit(x, y, batch_size=BATCH, shuffle=False, verbose=0)
+    logs.append((model, history.history))
+  check_same(*logs)
+
+
 def test_unrolled_workers_are_vectorized_ones():
   check_same(
     fit(aggregators.median, None, 4, unroll=True),
