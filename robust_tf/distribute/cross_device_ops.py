@@ -24,7 +24,6 @@ of the data, or choose a batch size that the replicas divide. Under
 """
 
 from collections.abc import Callable
-from collections.abc import Sequence
 
 import keras
 import tensorflow as tf
@@ -33,9 +32,7 @@ from robust_tf import aggregators
 from robust_tf.attacks.byzantine import Byzantine
 from robust_tf.distribute import compatibility
 from robust_tf.distribute.compatibility import StrategyKind
-from robust_tf.distribute.packing import pack
-from robust_tf.distribute.packing import unpack
-from robust_tf.optimizers.requirements import checked_result
+from robust_tf.optimizers.aggregation import Aggregation
 from robust_tf.optimizers.rule_config import rule_and_parameters
 
 
@@ -72,15 +69,23 @@ class RobustCrossDeviceOps(tf.distribute.ReductionToOneDevice):
         TensorFlow or Keras that this was not checked with.
     """
     super().__init__()
-    compatibility.tag_gradients()
-    self.aggregator = aggregator
-    self.byzantine = byzantine
-    self._rule, _ = rule_and_parameters(aggregator)
-    if self._rule is aggregators.zeno:
+    rule, _ = rule_and_parameters(aggregator)
+    if rule is aggregators.zeno:
       raise ValueError(
         "aggregator zeno needs a loss and the learning rate, which cross-device"
         " ops do not have: use RobustOptimizer with a ValidationLoss"
       )
+    compatibility.tag_gradients()
+    self.aggregator = aggregator
+    self.byzantine = byzantine
+    # As in RobustOptimizer, for the sum of gradients that were divided by n.
+    self._aggregation = Aggregation(
+      aggregator,
+      byzantine,
+      clip=None,
+      workers_per_replica=None,
+      report=None,
+    )
 
   def check_optimizer(self, optimizer: keras.optimizers.Optimizer) -> None:
     """Refuses what would not be aggregated, or not as it should be.
@@ -108,42 +113,26 @@ class RobustCrossDeviceOps(tf.distribute.ReductionToOneDevice):
       return super().batch_reduce_implementation(
         reduce_op, value_destination_pairs, options
       )
-    updates = _dense_updates(value_destination_pairs)
-    scale = len(updates) if reduce_op == tf.distribute.ReduceOp.SUM else 1
-    _, first_variable = value_destination_pairs[0]
-    with tf.device(first_variable.device):
-      aggregate = self._aggregate(updates, scale, optimizer)
+    variables = [variable for _, variable in value_destination_pairs]
+    with tf.device(variables[0].device):
+      aggregate = self._aggregation(
+        _dense_updates(value_destination_pairs),
+        variables,
+        step=tf.convert_to_tensor(optimizer.iterations),
+        loss=None,
+        learning_rate=None,
+      )
+    if reduce_op == tf.distribute.ReduceOp.MEAN:
+      num_replicas = len(value_destination_pairs[0][0].values)
+      aggregate = [gradient / num_replicas for gradient in aggregate]
     return [
       self.broadcast_implementation(gradient, variable)
-      for gradient, (_, variable) in zip(
-        aggregate, value_destination_pairs, strict=True
-      )
+      for gradient, variable in zip(aggregate, variables, strict=True)
     ]
 
   def _is_plain_mean(self) -> bool:
-    return self._rule is aggregators.mean and self.byzantine is None
-
-  def _aggregate(
-    self,
-    updates: Sequence[Sequence[tf.Tensor]],
-    scale: int,
-    optimizer: keras.optimizers.Optimizer,
-  ) -> list[tf.Tensor]:
-    """Returns the rule of `scale` times the updates, one tensor a variable."""
-    is_ours = self._rule in aggregators.AGGREGATORS.values()
-    if is_ours and self.byzantine is None:
-      # These read the variables where they are, and are scale-equivariant.
-      aggregate = self.aggregator(updates)
-      return [x if scale == 1 else x * scale for x in aggregate]
-    rows = tf.concat([pack(update, 1) for update in updates], axis=0)
-    # An attack may send numbers of any size, and a user's rule weigh them.
-    rows = rows if scale == 1 else rows * scale
-    if self.byzantine is not None:
-      rows = self.byzantine(rows, tf.convert_to_tensor(optimizer.iterations))
-    like = [tf.TensorSpec(x.shape, x.dtype) for x in updates[0]]
-    return unpack(
-      checked_result(self.aggregator, self.aggregator(rows), rows), like
-    )
+    rule, _ = rule_and_parameters(self.aggregator)
+    return rule is aggregators.mean and self.byzantine is None
 
 
 def _check_strategy(strategy: tf.distribute.Strategy) -> None:
@@ -185,18 +174,20 @@ def _check_optimizer(optimizer: keras.optimizers.Optimizer) -> None:
       " RobustCrossDeviceOps use a plain optimizer, or RobustOptimizer under"
       " other cross-device ops"
     )
-  for field in ("gradient_accumulation_steps", "ema_overwrite_frequency"):
-    # Keras calls merge_call inside a cond for them, which TensorFlow refuses.
-    if getattr(optimizer, field):
-      raise ValueError(
-        f"{optimizer.name} has {field}={getattr(optimizer, field)}, which"
-        " Keras cannot do under MirroredStrategy: "
-        + (
-          "set it on a RobustOptimizer"
-          if field == "gradient_accumulation_steps"
-          else "leave it unset, and call finalize_variable_values when trained"
-        )
-      )
+  # Keras calls merge_call inside a cond for these, which TensorFlow refuses.
+  if optimizer.gradient_accumulation_steps:
+    raise ValueError(
+      f"{optimizer.name} has gradient_accumulation_steps="
+      f"{optimizer.gradient_accumulation_steps}, which Keras cannot do under"
+      " MirroredStrategy: set it on a RobustOptimizer"
+    )
+  if optimizer.use_ema and optimizer.ema_overwrite_frequency:
+    raise ValueError(
+      f"{optimizer.name} has ema_overwrite_frequency="
+      f"{optimizer.ema_overwrite_frequency}, which Keras cannot do under"
+      " MirroredStrategy: leave it unset; the average becomes the weights at"
+      " the end of fit, or where finalize_variable_values is called"
+    )
 
 
 def _dense_updates(value_destination_pairs) -> list[list[tf.Tensor]]:

@@ -144,7 +144,9 @@ def test_mean_is_the_rule(rule):
     return [strategy.experimental_local_results(x) for x in reduced]
 
   expected = oracle(np.stack([flat(x) for x in gradients]))
-  for variables in zip(*reduce(), strict=True):
+  with strategy.scope():
+    reduced = reduce()
+  for variables in zip(*reduced, strict=True):
     np.testing.assert_allclose(flat(variables), expected, rtol=1e-4, atol=1e-5)
 
 
