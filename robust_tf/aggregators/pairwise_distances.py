@@ -69,8 +69,8 @@ def from_products(function: Callable, updates: Updates, *args) -> Any:
       is given G, [n, n] float64: inner products of the differences from a good
       reference, in a unit of their own, the same for all; right to about 1e-7
       (float64: 1e-15) of sqrt(G_ii G_jj), and 0 for rows that are not finite;
-      and which rows are finite, [n] bool. A row whose difference from the
-      reference overflows its dtype counts as not finite.
+      and which rows are finite, [n] bool. Also rows of float64 count as not
+      finite that are 1e150 times as far away as most.
     updates: n >= 1 updates, in any form of `updates`, each taken as one whole
       vector.
     *args: numbers, passed on to the function.
@@ -146,8 +146,8 @@ def _guess(blocks: tuple[Block, ...], num_rows: int):
   exact = tf.cast(tf.where(finite[:, None], sample, 0), tf.float64)
   products = tf.matmul(exact, exact, transpose_b=True)
   reference = first_least(_radii(products, finite), finite)
-  differences = tf.abs(sample - tf.gather(sample, reference)[None])
-  units = _units(tf.reduce_max(differences, axis=1), finite)
+  largest = tf.reduce_max(tf.abs(_centered(sample, reference)), axis=1)
+  units = _units(largest, finite)
   return reference, units, finite
 
 
@@ -201,11 +201,11 @@ def _distances(products: tf.Tensor, finite: tf.Tensor) -> tf.Tensor:
   return tf.where(both, distances, tf.constant(float("inf"), tf.float64))
 
 
-def first_least(radii: tf.Tensor, candidates: tf.Tensor) -> tf.Tensor:
-  """Returns the first candidate of least radius; 0 where there is none."""
+def first_least(values: tf.Tensor, candidates: tf.Tensor) -> tf.Tensor:
+  """Returns the first candidate of least value; 0 where there is none."""
   # argmin starts from the largest float64, so that only less can win.
-  radii = tf.where(candidates, tf.minimum(radii, 1e300), 1e301)
-  return tf.argmin(radii, output_type=tf.int32)
+  values = tf.where(candidates, tf.minimum(values, 1e300), 1e301)
+  return tf.argmin(values, output_type=tf.int32)
 
 
 def _products(blocks: tuple[Block, ...], reference: tf.Tensor, units):
@@ -256,7 +256,7 @@ def _inverse(units: tf.Tensor) -> tf.Tensor:
 
 
 def _largest_differences(blocks: tuple[Block, ...], reference: tf.Tensor):
-  """Returns max_k |x_ik - x_ref,k|, [n]; infinite for non-finite rows."""
+  """Returns max_k |x_ik - x_ref,k| / 2, [n]; infinite where not finite."""
   dtypes = [accumulation_dtype(block_dtype(block)) for block in blocks]
   dtype = tf.float64 if tf.float64 in dtypes else tf.float32
   zeros = tf.zeros([_num_rows(blocks[0])], dtype)
@@ -268,16 +268,21 @@ def _finite_rows(blocks: tuple[Block, ...]) -> tf.Tensor:
   return _fold(_add_finite, tf.fill([_num_rows(blocks[0])], True), blocks)
 
 
+def _centered(columns: tf.Tensor, reference: tf.Tensor) -> tf.Tensor:
+  """Returns half the differences from a row, which no finite rows overflow."""
+  return columns * 0.5 - (tf.gather(columns, reference) * 0.5)[None]
+
+
 def _add_products(total, columns, reference, scales):
-  centered = columns - tf.gather(columns, reference)[None]
-  centered *= tf.cast(scales, columns.dtype)[:, None]
+  scales = tf.cast(scales, columns.dtype)[:, None]
+  centered = _centered(columns, reference) * scales
   centered = tf.cast(centered, _product_dtype(columns.dtype))
   product = tf.matmul(centered, centered, transpose_b=True)
   return total + tf.cast(product, total.dtype)
 
 
 def _add_largest(total, columns, reference):
-  values = tf.abs(columns - tf.gather(columns, reference)[None])
+  values = tf.abs(_centered(columns, reference))
   infinity = tf.constant(float("inf"), values.dtype)
   values = tf.where(tf.math.is_finite(values), values, infinity)
   return tf.maximum(total, tf.cast(tf.reduce_max(values, axis=1), total.dtype))

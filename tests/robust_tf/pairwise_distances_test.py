@@ -100,6 +100,15 @@ def test_liars_that_look_central_in_the_sample_are_found_out():
   check(v, honest=slice(Q, None))
 
 
+def test_no_difference_of_finite_rows_overflows():
+  # Of opposite signs, and near the largest float32.
+  v = np.float32(1e38) * np.clip(honest_rows(), -3.4, 3.4)
+  v[:Q] = 0
+  v[:Q, UNSEEN] = 3.4e38
+  v[Q:, UNSEEN] = -np.abs(v[Q:, UNSEEN])
+  check(v)
+
+
 def test_small_noise_on_large_weights_is_measured_exactly():
   check(100 + np.float32(1e-3) * honest_rows())
 
