@@ -8,7 +8,8 @@ faster of TensorFlow's ways in the same turn:
     python -m tools.bench_step_overhead
 
 The table shows the quickest step of each in ms, its ratio, the median of the
-ratios of all turns, and the same of the processor time of all threads.
+ratios of all turns, and the same of the processor time of all threads. On a
+busy machine believe the medians: a quick turn may come to one and not others.
 """
 
 import dataclasses
