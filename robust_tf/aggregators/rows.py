@@ -1,11 +1,11 @@
 """The rows of n updates, and what coordinate-wise rules ask of them.
 
 A rule asks for order statistics and for sums over the rows. Few rows are
-tensors in a list: a sorting network and sums that the compiler makes one loop
-of. Many rows would be too large a loop to compile: they are one tensor, their
-order statistics are found by bisection, and sums go over groups of them. Both
-classes answer to the same methods, so that a rule is written once. All of it
-is to be called in a compiled function.
+tensors in a list: the compiler makes one loop of a rule's networks and sums.
+Many rows would be too large a loop to compile: they are one tensor, of which
+each pass is a loop, and very many are not sorted but searched. Both classes
+answer to the same methods, so that a rule is written once. All of it is to be
+called in a compiled function.
 
 NaN counts as +inf: neither is what an honest worker sends, and it has to stand
 somewhere in the order.
@@ -21,9 +21,13 @@ import tensorflow as tf
 from robust_tf.aggregators import bit_selection
 from robust_tf.aggregators import sorting_network
 
-# The most rows whose network is one loop: compiling 64 takes seconds, 72 some
-# twenty, and the loop is then cut in pieces that run a hundred times slower.
+# Of more rows, a rule's passes over them are loops of their own: compiling
+# MeaMed as one takes 5 seconds for 64 rows and minutes for 96.
 MOST_OF_FEW = 64
+
+# The most rows that are sorted by a network: 160 compile in 5 seconds, and of
+# 200 the compiler makes code that runs a hundred times slower.
+_MOST_OF_NETWORK = 128
 
 _sum = functools.partial(functools.reduce, tf.add)
 
@@ -119,12 +123,16 @@ class ManyRows:
     # two places, it might be rounded in two ways.
     return ManyRows(tf.map_fn(function, self.values), self.num_rows)
 
-  def order_statistic(self, rank: int | tf.Tensor) -> tf.Tensor:
-    """Returns the values [d] of one rank, or of a rank [d] int16 for each."""
+  def order_statistic(self, rank: int) -> tf.Tensor:
+    """Returns the values [d] of one rank, 0 the least."""
+    if self._fit_a_network:
+      return self._listed.order_statistic(rank)
     return bit_selection.order_statistics(self.values, [rank])[0]
 
   def total_of_ranks(self, start: int, stop: int) -> tf.Tensor:
     """Returns the sums [d] of the values of ranks start <= rank < stop."""
+    if self._fit_a_network:
+      return self._listed.total_of_ranks(start, stop)
     if stop == start + 1:
       return self.order_statistic(start)
     low, high = bit_selection.order_statistics(self.values, [start, stop - 1])
@@ -156,6 +164,8 @@ class ManyRows:
 
   def median_of_finite(self) -> tf.Tensor:
     """Returns the median [d] of the finite values, NaN where there are none."""
+    if self._fit_a_network:
+      return self._listed.median_of_finite()
     infinity = _infinity(self.values)
     num_low, num_finite = self.totals(
       lambda row: (
@@ -163,9 +173,19 @@ class ManyRows:
         tf.cast(tf.math.is_finite(row), tf.int16),
       )
     )
-    low = self.order_statistic(num_low + (num_finite - 1) // 2)
-    high = self.order_statistic(num_low + num_finite // 2)
+    ranks = num_low + (num_finite - 1) // 2, num_low + num_finite // 2
+    low, high = bit_selection.order_statistics(self.values, ranks)
     return tf.where(num_finite > 0, low / 2 + high / 2, float("nan"))
+
+  @property
+  def _fit_a_network(self) -> bool:
+    return self.num_rows <= _MOST_OF_NETWORK
+
+  @property
+  def _listed(self) -> FewRows:
+    num_groups, size, d = self.values.shape
+    rows = tf.unstack(tf.reshape(self.values, [num_groups * size, d]))
+    return FewRows(rows[: self.num_rows])
 
 
 Rows = FewRows | ManyRows
