@@ -140,9 +140,11 @@ def test_processes_give_the_numbers_of_one_and_resume(tmp_path):
   for name, steps in (("whole", 60), ("parts", 40), ("parts", 60)):
     done = cluster(tmp_path / name, tmp_path / "l", *argv, f"--steps={steps}")
     assert done.exit_code == 0, done.tail(done.failed or 0)
-    # The chief alone says what came of it.
-    assert "phocas(trim=2) against gaussian" in done.output(0)
-    assert not done.output(1) and not done.output(2)
+    # The chief alone says what came of it; TensorFlow may log in any of them.
+    told = [
+      "phocas(trim=2) against gaussian" in done.output(i) for i in range(3)
+    ]
+    assert told == [True, False, False]
   assert result(tmp_path / "whole") == result(tmp_path / "parts")
   weights = [
     tf.keras.models.load_model(tmp_path / name / output.MODEL).get_weights()

@@ -1,0 +1,154 @@
+"""Few and many rows answer alike, and as NumPy does."""
+
+import numpy as np
+import pytest
+
+from robust_tf.aggregators import bit_selection
+from robust_tf.aggregators.rows import FewRows
+from robust_tf.aggregators.rows import ManyRows
+from tests.tensorflow_setup import tf
+
+SIZES = [65, 130]  # two groups, one row to fill up; more than a network sorts
+
+
+def few(values):
+  return FewRows.of(tf.unstack(values))
+
+
+def many(values):
+  return ManyRows.of(values)
+
+
+def answer(rows, question, values):
+  """Returns what rows of the values answer, compiled as rules are."""
+
+  @tf.function(jit_compile=True, autograph=False)
+  def run(values):
+    return question(rows(values))
+
+  return run(tf.constant(values))
+
+
+def hostile(n, d, dtype="float32", seed=0):
+  """Returns values [n, d] with ties, infinities, zeros of both signs, ..."""
+  rng = np.random.default_rng(seed)
+  values = rng.normal(size=(n, d)).astype(dtype)
+  extremes = [np.inf, -np.inf, 0, -0.0, np.finfo(dtype).max, 1, 1, -1]
+  extremes += [np.finfo(dtype).tiny, np.finfo(dtype).min]
+  where = rng.random(size=(n, d)) < 0.3
+  values[where] = rng.choice(np.array(extremes, dtype), size=where.sum())
+  return values
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("n", [3, 130])
+def test_bits_find_every_order_statistic(n, dtype):
+  values = hostile(n, 20, dtype)
+  ordered = np.sort(values, axis=0)
+  ranks = [0, n // 3, n - 1]
+  found = answer(
+    many,
+    lambda rows: bit_selection.order_statistics(rows.values, ranks),
+    values,
+  )
+  np.testing.assert_array_equal(found, ordered[ranks])
+
+
+def test_bits_find_another_rank_for_each_coordinate():
+  values = hostile(70, 70)
+  ranks = np.random.default_rng(1).permutation(70)
+  ranks_of_columns = [tf.constant(ranks, tf.int16)]
+  (found,) = answer(
+    many,
+    lambda rows: bit_selection.order_statistics(rows.values, ranks_of_columns),
+    values,
+  )
+  ordered = np.sort(values, axis=0)
+  np.testing.assert_array_equal(found, ordered[ranks, np.arange(70)])
+
+
+def test_bits_tell_denormals_apart():
+  smallest = np.finfo(np.float32).smallest_subnormal
+  values = (smallest * np.arange(-40, 30, dtype=np.float32))[::-1, None]
+  (found,) = answer(
+    many,
+    lambda rows: bit_selection.order_statistics(rows.values, [3]),
+    values,
+  )
+  assert found.numpy() == smallest * np.float32(-37)
+
+
+@pytest.mark.parametrize("n", SIZES)
+def test_totals_are_sums_over_all_rows(n):
+  values = np.random.default_rng(n).integers(-9, 9, (n, 5)).astype(np.float32)
+
+  def terms(row):
+    finite = tf.where(tf.math.is_finite(row), row, tf.zeros_like(row))
+    return finite, tf.cast(row < 0, tf.int16)
+
+  total, negative = answer(many, lambda rows: rows.totals(terms), values)
+  np.testing.assert_array_equal(total, values.sum(axis=0))
+  np.testing.assert_array_equal(negative, (values < 0).sum(axis=0))
+
+
+@pytest.mark.parametrize("ties", [False, True])
+@pytest.mark.parametrize("n", SIZES)
+def test_totals_of_ranks_are_sums_of_the_sorted(n, ties):
+  values = np.random.default_rng(n).normal(size=(n, 30))
+  values = values.round(0) if ties else values
+  ordered = np.sort(values, axis=0)
+  for start, stop in ((0, n), (n // 4, n - n // 4), (n // 2, n // 2 + 1)):
+    np.testing.assert_allclose(
+      answer(many, lambda x, a=start, b=stop: x.total_of_ranks(a, b), values),
+      ordered[start:stop].sum(axis=0),
+      rtol=1e-12,
+      atol=1e-12,
+    )
+
+
+def median_of_finite(values):
+  """Returns what `median_of_finite` should, a column at a time."""
+  columns = [column[np.isfinite(column)] for column in values.T]
+  return [np.median(x) if len(x) else np.nan for x in columns]
+
+
+@pytest.mark.parametrize(
+  "n, rows",
+  [(n, few) for n in range(1, 8)] + [(n, many) for n in (65, 66, 129, 130)],
+)
+def test_median_of_finite_leaves_out_all_others(n, rows):
+  rng = np.random.default_rng(n)
+  values = rng.normal(size=(n, 300))
+  for k, share in enumerate(np.linspace(0, 1, 300)):
+    broken = rng.random(n) < share
+    values[broken, k] = rng.choice([np.nan, np.inf, -np.inf], broken.sum())
+  found = answer(rows, lambda rows: rows.median_of_finite(), values)
+  np.testing.assert_allclose(found, median_of_finite(values), rtol=1e-12)
+
+
+@pytest.mark.parametrize("rows", [few, many])
+def test_rows_that_a_function_makes_are_ranked(rows):
+  values = np.random.default_rng(0).normal(size=(67, 4)).astype(np.float32)
+  found = answer(
+    rows,
+    lambda rows: rows.map(lambda row: tf.abs(row - 1)).order_statistic(5),
+    values,
+  )
+  expected = np.sort(np.abs(values - 1), axis=0)[5]
+  np.testing.assert_array_equal(found, expected)
+
+
+@pytest.mark.parametrize(
+  "question",
+  [
+    lambda rows: rows.order_statistic(7),
+    lambda rows: rows.total_of_ranks(20, 30),
+    lambda rows: rows.median_of_finite(),
+  ],
+)
+def test_many_rows_answer_as_few_do(question):
+  values = hostile(64, 50, "float64")
+  values[np.abs(values) > 1e300] = np.nan
+  np.testing.assert_allclose(
+    answer(few, question, values), answer(many, question, values), rtol=1e-12
+  )
