@@ -30,8 +30,8 @@ from absl import flags
 from rich.table import Table
 
 _SIZES = ((10, 1_000_000), (16, 1_000_000), (20, 1_000_000), (50, 1_000_000))
-_MANY = ((64, 200_000), (65, 200_000), (100, 200_000), (128, 200_000))
-_REPETITIONS = 5
+_MANY = ((64, 1_000_000), (65, 1_000_000), (100, 1_000_000), (128, 1_000_000))
+_REPETITIONS = 10
 
 # What the other libraries run: the same protocol, one process each.
 _PEER = """
@@ -107,17 +107,22 @@ def updates_of(num_updates: int, size: int) -> np.ndarray:
   return values
 
 
-def cpu_seconds(function: Callable, repetitions: int) -> float:
-  """Returns the least CPU time of this process that a call takes.
+def cpu_seconds(
+  functions: Mapping[str, Callable], repetitions: int
+) -> dict[str, float]:
+  """Returns the least CPU time of this process that a call of each takes.
 
-  The first call, which may compile, does not count.
+  The first call, which may compile, does not count. The functions take turns,
+  so that each finds the caches as the others leave them.
   """
-  function()
-  best = float("inf")
-  for _ in range(repetitions):
-    begin = time.process_time()
+  best = dict.fromkeys(functions, float("inf"))
+  for function in functions.values():
     function()
-    best = min(best, time.process_time() - begin)
+  for _ in range(repetitions):
+    for name, function in functions.items():
+      begin = time.process_time()
+      function()
+      best[name] = min(best[name], time.process_time() - begin)
   return best
 
 
@@ -130,37 +135,40 @@ def time_rules(
   seconds = {}
   for n, d in sizes:
     updates = tf.constant(updates_of(n, d))
-    row = {
-      "tf.reduce_mean": cpu_seconds(
-        lambda x=updates: tf.reduce_mean(x, axis=0), repetitions
-      )
-    }
+    functions = {"tf.reduce_mean": lambda x=updates: tf.reduce_mean(x, axis=0)}
     for name, rule in rules_for(n).items():
-      row[name] = cpu_seconds(
-        lambda f=rule, x=updates: f(x), max(2, repetitions)
-      )
-    seconds[f"{n} {d}"] = row
+      functions[name] = functools.partial(rule, updates)
+    seconds[f"{n} {d}"] = cpu_seconds(functions, repetitions)
   return seconds
 
 
 def read_bandwidth(num_bytes: int = 400_000_000) -> float:
   """Returns the bytes a second at which one core reads memory."""
   values = np.ones(num_bytes // 8)
-  return num_bytes / cpu_seconds(lambda: values.max(), _REPETITIONS)
+  return num_bytes / cpu_seconds({"max": values.max}, _REPETITIONS)["max"]
 
 
 def extra_bytes(rule: str, num_updates: int, size: int) -> int:
-  """Returns by how much a rule raises this process's peak of memory."""
-  import resource
+  """Returns how far a rule's peak of memory is above what was in use before.
 
+  Of this process, on Linux, which starts its count of the peak anew when asked.
+  """
   import tensorflow as tf
 
   updates = tf.constant(updates_of(num_updates, size))
   function = rules_for(num_updates)[rule]
   function(updates[:, :5000])  # Compiles, and loads libraries.
-  before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+  with open("/proc/self/clear_refs", "w", encoding="ascii") as peak:
+    peak.write("5")
+  before = _memory_bytes("VmRSS")
   function(updates)
-  return (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024
+  return _memory_bytes("VmHWM") - before
+
+
+def _memory_bytes(field: str) -> int:
+  with open("/proc/self/status", encoding="ascii") as status:
+    (line,) = (line for line in status if line.startswith(field))
+  return int(line.split()[1]) * 1024
 
 
 def one_thread() -> None:
