@@ -64,11 +64,25 @@ class Outcome:
     return "\n".join(self.output(worker).splitlines()[-_TAIL_LINES:])
 
 
+@dataclasses.dataclass(frozen=True)
+class Host:
+  """Where a process runs.
+
+  Attributes:
+    address: where the others find it, as host:port.
+    prefix: what a command there begins with, such as `ip netns exec NAME`.
+  """
+
+  address: str
+  prefix: tuple[str, ...] = ()
+
+
 def run(
   command: Sequence[str],
   num_workers: int,
   *,
   log_directory: str,
+  hosts: Sequence[Host] | None = None,
   timeout_s: float | None = None,
   environment: Mapping[str, str] | None = None,
   show: Callable[[str], None] = lambda line: None,
@@ -79,6 +93,7 @@ def run(
     command: the program and its arguments, the same for all.
     num_workers: how many processes.
     log_directory: made if it is not there; gets worker_0.log and so on.
+    hosts: where each process runs; by default at free ports of this machine.
     timeout_s: after how long all are ended; None for never.
     environment: the variables of all, by default this process's.
     show: called with each line of output, with its worker's number in front.
@@ -88,10 +103,17 @@ def run(
 
   Raises:
     OSError: if the command cannot be run.
-    ValueError: if `num_workers` is less than 1, or the command is empty.
+    ValueError: if `num_workers` is less than 1 or not the number of `hosts`,
+      or the command is empty.
   """
   if num_workers < 1:
     raise ValueError(f"workers={num_workers} must be at least 1")
+  if hosts is None:
+    hosts = [Host(address) for address in free_addresses(num_workers)]
+  if len(hosts) != num_workers:
+    raise ValueError(
+      f"workers={num_workers} needs as many hosts, not {len(hosts)}"
+    )
   if not command:
     raise ValueError("no command: give it after --")
   os.makedirs(log_directory, exist_ok=True)
@@ -99,14 +121,15 @@ def run(
     os.path.join(log_directory, f"worker_{i}.log") for i in range(num_workers)
   )
   environments = worker_environments(
-    num_workers, os.environ if environment is None else environment
+    [host.address for host in hosts],
+    os.environ if environment is None else environment,
   )
   deadline = None if timeout_s is None else time.monotonic() + timeout_s
   with contextlib.ExitStack() as readers:
     processes = []
     try:
       for i in range(num_workers):
-        process = _start(command, environments[i])
+        process = _start([*hosts[i].prefix, *command], environments[i])
         processes.append(process)
         _keep_output(process, logs[i], i, show, readers)
       failed, exit_code = _wait(processes, deadline)
@@ -116,10 +139,9 @@ def run(
 
 
 def worker_environments(
-  num_workers: int, environment: Mapping[str, str]
+  addresses: Sequence[str], environment: Mapping[str, str]
 ) -> list[dict[str, str]]:
   """Returns the variables of each process: TF_CONFIG and no proxies."""
-  hosts = free_addresses(num_workers)
   kept = {k: v for k, v in environment.items() if k.lower() not in _PROXIES}
   # Fail at once when a peer is gone, not after gRPC's own retries.
   kept["GRPC_FAIL_FAST"] = "use_caller"
@@ -128,12 +150,12 @@ def worker_environments(
       **kept,
       "TF_CONFIG": json.dumps(
         {
-          "cluster": {"worker": hosts},
+          "cluster": {"worker": list(addresses)},
           "task": {"type": "worker", "index": index},
         }
       ),
     }
-    for index in range(num_workers)
+    for index in range(len(addresses))
   ]
 
 
@@ -218,7 +240,7 @@ def _wait(
     time.sleep(_POLL_S)
 
 
-def _report(outcome: Outcome, timeout_s: float | None) -> None:
+def report(outcome: Outcome, timeout_s: float | None) -> None:
   """Says on stderr what went wrong, if something did."""
   if outcome.failed is not None:
     log = outcome.logs[outcome.failed]
@@ -259,7 +281,7 @@ def main(argv: list[str]) -> int:
     raise app.UsageError(str(error)) from error
   except KeyboardInterrupt as interrupt:
     return 128 + (interrupt.args[0] if interrupt.args else signal.SIGINT)
-  _report(outcome, values.timeout_s)
+  report(outcome, values.timeout_s)
   return outcome.exit_code
 
 

@@ -51,7 +51,9 @@ def wait_for(condition, timeout_s=30):
 
 
 def test_workers_get_one_cluster_and_their_own_index():
-  environments = local_cluster.worker_environments(3, {"HOME": "/h"})
+  environments = local_cluster.worker_environments(
+    local_cluster.free_addresses(3), {"HOME": "/h"}
+  )
   configs = [json.loads(x["TF_CONFIG"]) for x in environments]
   hosts = configs[0]["cluster"]["worker"]
   assert len(set(hosts)) == 3
@@ -64,9 +66,34 @@ def test_workers_get_one_cluster_and_their_own_index():
 
 def test_no_proxy_stands_between_workers():
   proxies = {"https_proxy": "a", "HTTP_PROXY": "b", "ALL_PROXY": "c"}
-  for environment in local_cluster.worker_environments(2, proxies):
+  for environment in local_cluster.worker_environments(["a:1"], proxies):
     assert not proxies.keys() & environment.keys()
     assert environment["GRPC_FAIL_FAST"] == "use_caller"
+
+
+def test_each_host_has_its_address_and_its_own_way_to_start(tmp_path):
+  hosts = [
+    local_cluster.Host("10.0.0.1:5000", ("env", "WHERE=here")),
+    local_cluster.Host("10.0.0.2:5000", ("env", "WHERE=there")),
+  ]
+  outcome = run(
+    "import os; print(os.environ['WHERE'], os.environ['TF_CONFIG'])",
+    tmp_path,
+    hosts=hosts,
+  )
+  for index, where in enumerate(("here", "there")):
+    found, _, config = outcome.output(index).partition(" ")
+    assert found == where
+    assert json.loads(config) == {
+      "cluster": {"worker": ["10.0.0.1:5000", "10.0.0.2:5000"]},
+      "task": {"type": "worker", "index": index},
+    }
+
+
+def test_hosts_must_be_as_many_as_workers(tmp_path):
+  hosts = [local_cluster.Host("10.0.0.1:5000")]
+  with pytest.raises(ValueError, match="workers=2 needs as many hosts, not 1"):
+    run("", tmp_path, hosts=hosts)
 
 
 def test_output_is_kept_apart_and_shown_together(tmp_path):

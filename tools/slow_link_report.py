@@ -1,0 +1,218 @@
+"""Training on slow links as text, as JSON and as a picture."""
+
+import dataclasses
+import json
+import math
+import os
+from collections.abc import Sequence
+
+import matplotlib
+
+matplotlib.use("Agg")  # draws files, and needs no display
+# Text stays text; and the same figure is the same file.
+matplotlib.rcParams["svg.fonttype"] = "none"
+matplotlib.rcParams["svg.hashsalt"] = "slow_links"
+
+import matplotlib.pyplot as plt  # noqa: E402  after the line above
+
+from tools.slow_link_experiment import Experiment  # noqa: E402
+from tools.slow_link_experiment import Measurement  # noqa: E402
+from tools.slow_link_experiment import rate_title  # noqa: E402
+from tools.slow_link_methods import METHODS  # noqa: E402
+
+_BASELINE = "sync_sgd"
+# Okabe and Ito's colours, told apart by the colour-blind.
+_COLORS = ("#000000", "#E69F00", "#56B4E9", "#009E73", "#D55E00")
+_COLUMNS = (
+  *("method", "steps", "time s", "x sync", "step s", "compute s", "rest s"),
+  *("sent kB", "counted kB"),
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Results:
+  """What was measured.
+
+  Attributes:
+    experiment: what was run.
+    probed: bits per second over plain TCP, for each of its rates.
+    measurements: of each method on each rate.
+  """
+
+  experiment: Experiment
+  probed: Sequence[float]
+  measurements: Sequence[Measurement]
+
+  def of(self, method: str, rate: float | None) -> Measurement | None:
+    """Returns the measurement of a method on a rate, None if not run."""
+    for measurement in self.measurements:
+      if (measurement.method, measurement.rate) == (method, rate):
+        return measurement
+    return None
+
+  def time_to_target(self, method: str, rate: float | None):
+    """Returns the step and the seconds when the loss was reached, or None."""
+    measurement = self.of(method, rate)
+    for step, seconds, loss in measurement.curve if measurement else ():
+      if loss <= self.experiment.target_loss:
+        return step, seconds
+    return None
+
+  def speed_up(self, method: str, rate: float | None) -> float | None:
+    """Returns how many times faster a method was than synchronous SGD."""
+    baseline = self.time_to_target(_BASELINE, rate)
+    reached = self.time_to_target(method, rate)
+    if baseline is None or reached is None or not reached[1]:
+      return None
+    return baseline[1] / reached[1]
+
+
+def as_text(results: Results) -> str:
+  """Returns tables in Markdown."""
+  experiment = results.experiment
+  first = results.measurements[0]
+  lines = [
+    f"{len(experiment.links)} workers, {first.num_parameters} parameters,"
+    f" batches of {experiment.batch_size}, time to a training loss of"
+    f" {experiment.target_loss:g}",
+    "",
+    *_settings(results),
+  ]
+  for rate, probed in zip(experiment.rates, results.probed, strict=True):
+    lines += [
+      "",
+      f"links: {rate_title(rate)} (plain TCP: {probed / 1e6:.1f} Mbit/s)",
+      "",
+      *_table(_COLUMNS, [_row(results, x, rate) for x in experiment.methods]),
+    ]
+  return "\n".join(lines)
+
+
+def _settings(results: Results) -> list[str]:
+  """Returns a table of the methods, with their final accuracy."""
+  rows = []
+  baseline = results.of(_BASELINE, None)
+  for name in results.experiment.methods:
+    measurement = results.of(name, None)
+    accuracy = measurement.test_accuracy
+    difference = "-"
+    if baseline:
+      difference = f"{100 * (accuracy - baseline.test_accuracy):+.2f} %"
+    loss = measurement.curve[-1][2]
+    rows.append(
+      [
+        METHODS[name].title,
+        METHODS[name].settings(),
+        f"{loss:.3g}",
+        f"{100 * accuracy:.2f} %",
+        difference,
+      ]
+    )
+  steps = results.experiment.num_steps
+  columns = (
+    *("method", "settings", f"loss after {steps} steps"),
+    *("test accuracy", "to sync"),
+  )
+  return _table(columns, rows)
+
+
+def _row(results: Results, name: str, rate: float | None) -> list[str]:
+  """Returns the cells of one method on one rate."""
+  measurement = results.of(name, rate)
+  reached = results.time_to_target(name, rate)
+  speed_up = results.speed_up(name, rate)
+  counted = measurement.counted_bytes
+  step_s, compute_s = measurement.step_s, measurement.compute_s
+  return [
+    METHODS[name].title,
+    str(reached[0]) if reached else f"> {measurement.curve[-1][0]}",
+    f"{reached[1]:.2f}" if reached else f"> {measurement.curve[-1][1]:.2f}",
+    f"{speed_up:.1f}" if speed_up is not None else "-",
+    f"{step_s:.3f}",
+    f"{compute_s:.3f}",
+    f"{step_s - compute_s:.3f}",
+    f"{measurement.sent_bytes / 1e3:.0f}",
+    f"{counted / 1e3:.0f}" if counted is not None else "-",
+  ]
+
+
+def _table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+  """Returns the lines of a table in Markdown."""
+  widths = [
+    max(len(x) for x in column) for column in zip(columns, *rows, strict=True)
+  ]
+
+  def line(cells):
+    padded = [x.ljust(w) for x, w in zip(cells, widths, strict=True)]
+    return f"| {' | '.join(padded)} |"
+
+  rule = f"|{'|'.join('-' * (w + 2) for w in widths)}|"
+  return [line(columns), rule, *(line(row) for row in rows)]
+
+
+def write_json(results: Results, path: str) -> None:
+  """Writes all that was measured."""
+  experiment = dataclasses.asdict(results.experiment)
+  del experiment["links"]
+  experiment["data"] = os.path.basename(experiment["data"])
+  content = {
+    "num_workers": len(results.experiment.links),
+    **experiment,
+    "settings": {x: METHODS[x].settings() for x in experiment["methods"]},
+    "probed_bits_per_s": list(results.probed),
+    "measurements": [_as_dict(results, x) for x in results.measurements],
+  }
+  _make_folder(path)
+  with open(path, "w", encoding="utf-8") as file:
+    json.dump(content, file, indent=1)
+    file.write("\n")
+
+
+def _as_dict(results: Results, measurement: Measurement) -> dict:
+  key = (measurement.method, measurement.rate)
+  reached = results.time_to_target(*key)
+  return {
+    **dataclasses.asdict(measurement),
+    # JSON has no NaN and no infinity.
+    "curve": [
+      [step, seconds, loss if math.isfinite(loss) else None]
+      for step, seconds, loss in measurement.curve
+    ],
+    "steps_to_target": reached[0] if reached else None,
+    "seconds_to_target": reached[1] if reached else None,
+    "speed_up": results.speed_up(*key),
+  }
+
+
+def draw(results: Results, path: str) -> None:
+  """Draws the loss over time, a panel for each rate."""
+  experiment = results.experiment
+  figure, panels = plt.subplots(
+    1,
+    len(experiment.rates),
+    figsize=(0.5 + 3.4 * len(experiment.rates), 3.6),
+    sharey=True,
+    squeeze=False,
+    layout="constrained",
+  )
+  for axes, rate in zip(panels[0], experiment.rates, strict=True):
+    for color, name in zip(_COLORS, METHODS, strict=True):
+      measurement = results.of(name, rate)
+      if measurement:
+        _, seconds, losses = zip(*measurement.curve, strict=True)
+        axes.plot(seconds, losses, color=color, label=METHODS[name].title)
+    axes.axhline(experiment.target_loss, color="grey", linestyle=":")
+    axes.set(title=rate_title(rate), xlabel="seconds", yscale="log")
+    axes.set_xscale("symlog", linthresh=1)
+    axes.grid(alpha=0.3)
+  panels[0, 0].set_ylabel("training loss")
+  panels[0, -1].legend(fontsize="small")
+  _make_folder(path)
+  figure.savefig(
+    path, metadata={"Date": None} if path.endswith("svg") else None
+  )
+  plt.close(figure)
+
+
+def _make_folder(path: str) -> None:
+  os.makedirs(os.path.dirname(path) or ".", exist_ok=True)
