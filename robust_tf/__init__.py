@@ -7,14 +7,23 @@ used.
 import importlib
 
 _PUBLIC = {
+  "AdaAlter": "optimizers.local_adaalter",
   "AggregationReport": "aggregation_report",
   "Byzantine": "attacks.byzantine",
+  "CSEA": "optimizers.cser",
+  "CSER": "optimizers.cser",
+  "CSER_PL": "optimizers.cser",
+  "ErrorFeedbackSGD": "optimizers.error_feedback",
+  "LocalAdaAlter": "optimizers.local_adaalter",
+  "LocalSGD": "optimizers.cser",
+  "QSparseLocalSGD": "optimizers.qsparse_local_sgd",
   "RobustCrossDeviceOps": "distribute.cross_device_ops",
   "RobustOptimizer": "optimizers.robust",
   "ValidationLoss": "distribute.validation_loss",
   "VectorizedWorkers": "distribute.vectorized_workers",
+  "mean_model": "mean_model",
 }
-_ROOMS = ("aggregators", "attacks")
+_ROOMS = ("aggregators", "attacks", "compressors")
 
 __all__ = sorted([*_PUBLIC, *_ROOMS])
 

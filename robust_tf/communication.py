@@ -1,11 +1,12 @@
-"""How a step reaches the gradients of all workers: one small interface.
+"""How a step reaches all workers: one small interface.
 
 Workers are replicas of a `tf.distribute.Strategy`, in one process or in
 several, or rows of one tensor where many of them are computed on one device,
-or both. An algorithm calls `once` to leave the replicas; there `all_updates`
-or `all_rows` shows it every worker, and `on_every_replica` takes it back. The
-order of workers is that of the replicas, and within a replica that of its
-rows.
+or both. An algorithm calls `once` to leave the replicas. There `all_rows`
+shows it every worker's gradient, and `on_every_replica` takes it back; or,
+where each worker has a model of its own, `Workers` does what each does alone
+and what they do together. The order of workers is that of the replicas, and
+within a replica that of its rows.
 """
 
 import contextlib
@@ -91,21 +92,130 @@ def all_rows(
   return packed[0] if len(packed) == 1 else tf.concat(packed, axis=0)
 
 
+def _distributed(values: Sequence[tf.Tensor]):
+  """Returns a tensor of each replica of this process as one value."""
+  given = iter(values)
+  return (
+    tf.distribute.get_strategy().experimental_distribute_values_from_function(
+      lambda _: next(given)
+    )
+  )
+
+
 def _gathered(packed: Sequence[tf.Tensor], rows_per_replica: int) -> tf.Tensor:
   """Returns the rows of the replicas of all processes, in their order."""
   strategy = tf.distribute.get_strategy()
-  values = iter(packed)
-  distribute = strategy.experimental_distribute_values_from_function
-  rows = strategy.gather(distribute(lambda _: next(values)), axis=0)
+  rows = strategy.gather(_distributed(packed), axis=0)
   # Nothing promises an order of what is gathered.
   replicas = strategy.gather(
-    distribute(lambda context: tf.fill([1], context.replica_id_in_sync_group)),
+    strategy.experimental_distribute_values_from_function(
+      lambda context: tf.fill([1], context.replica_id_in_sync_group)
+    ),
     axis=0,
   )
   num_replicas = strategy.num_replicas_in_sync
-  by_replica = tf.reshape(rows, [num_replicas, rows_per_replica, -1])
+  shape = packed[0].shape[1:]
+  by_replica = tf.reshape(rows, [num_replicas, rows_per_replica, *shape])
   ordered = tf.gather(by_replica, tf.argsort(replicas))
-  return tf.ensure_shape(
-    tf.reshape(ordered, [num_replicas * rows_per_replica, -1]),
-    [num_replicas * rows_per_replica, packed[0].shape[1]],
-  )
+  return tf.reshape(ordered, [num_replicas * rows_per_replica, *shape])
+
+
+class Workers:
+  """The workers of this process, and their way to all others; inside `once`.
+
+  A value is a list over the workers of this process, in their order, of lists
+  of tensors, each on its worker's device.
+
+  Attributes:
+    devices: of each worker of this process; None: any.
+    num_workers: of all processes, n.
+  """
+
+  def __init__(self, rows_per_replica: int = 1, count: Callable | None = None):
+    """Finds the workers of the current strategy.
+
+    Args:
+      rows_per_replica: the workers of each replica.
+      count: is called with the bytes that a worker hands over, a tensor, each
+        time that the workers communicate.
+    """
+    self._strategy = tf.distribute.get_strategy()
+    self._rows = rows_per_replica
+    self._count = count
+    self.devices = tuple(
+      device for device in replica_devices() for _ in range(rows_per_replica)
+    )
+    self.num_workers = self._strategy.num_replicas_in_sync * rows_per_replica
+
+  @property
+  def indices(self) -> range:
+    """The indices, among all workers, of those of this process."""
+    first = 0
+    if compatibility.strategy_kind() is StrategyKind.MULTI_WORKER:
+      resolver = self._strategy.cluster_resolver
+      first = len(self.devices) * (resolver.task_id or 0)
+    return range(first, first + len(self.devices))
+
+  def map(self, function: Callable, *values: Sequence) -> list:
+    """Returns what a function makes of each worker's values, on its device."""
+    results = []
+    for device, *arguments in zip(self.devices, *values, strict=True):
+      with tf.device(device):
+        results.append(function(*arguments))
+    return results
+
+  def mean(self, values: Sequence[Sequence[tf.Tensor]]) -> list:
+    """Returns the mean over all workers, for each worker of this process."""
+    if self.num_workers == 1:
+      return [list(values[0])]
+    self._communicated(values[0])
+    of_replicas = self._means_of_rows(values)
+    if self._strategy.num_replicas_in_sync > 1:
+      of_replicas = self._mean_of_replicas(of_replicas)
+    return [mean for mean in of_replicas for _ in range(self._rows)]
+
+  def gather(self, values: Sequence[Sequence[tf.Tensor]]) -> list:
+    """Returns the values of all n workers, in their order."""
+    if self.num_workers == 1:
+      return [list(values[0])]
+    self._communicated(values[0])
+    if compatibility.strategy_kind() is not StrategyKind.MULTI_WORKER:
+      return [list(of_worker) for of_worker in values]
+    by_tensor = []
+    for tensors in zip(*values, strict=True):
+      of_replicas = [
+        tf.stack(tensors[i : i + self._rows])
+        for i in range(0, len(tensors), self._rows)
+      ]
+      by_tensor.append(tf.unstack(_gathered(of_replicas, self._rows)))
+    return [list(of_worker) for of_worker in zip(*by_tensor, strict=True)]
+
+  def _communicated(self, values: Sequence[tf.Tensor]) -> None:
+    if self._count is not None:
+      self._count(
+        tf.add_n(
+          [
+            tf.size(value, tf.int64) * value.dtype.base_dtype.size
+            for value in values
+          ]
+        )
+      )
+
+  def _means_of_rows(self, values: Sequence) -> list:
+    """Returns, for each replica, the mean over its workers."""
+    if self._rows == 1:
+      return [list(of_worker) for of_worker in values]
+    means = []
+    for i in range(0, len(values), self._rows):
+      with tf.device(self.devices[i]):
+        tensors = zip(*values[i : i + self._rows], strict=True)
+        means.append([tf.add_n(x) / self._rows for x in tensors])
+    return means
+
+  def _mean_of_replicas(self, values: Sequence) -> list:
+    """Returns the mean over all replicas, for each replica of this process."""
+    by_tensor = [_distributed(x) for x in zip(*values, strict=True)]
+    reduced = self._strategy.extended.batch_reduce_to(
+      tf.distribute.ReduceOp.MEAN, [(value, value) for value in by_tensor]
+    )
+    return local_values(reduced)

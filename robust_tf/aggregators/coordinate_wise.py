@@ -122,8 +122,10 @@ def _of_few_rows(block: Block, stand_ins, function, *args) -> tf.Tensor:
 
 def _of_many_rows(chunk: tf.Tensor, stand_ins, function, *args) -> tf.Tensor:
   """Returns what a function of rows makes of a chunk's; to be compiled."""
-  rows = tf.stack(_replaced(rows_of(chunk), stand_ins))
-  return function(ManyRows.of(rows), *args)
+  if stand_ins is not None:
+    column = tf.cast(stand_ins, chunk.dtype)[:, None]
+    chunk = tf.where(column == 0, chunk, column)
+  return function(ManyRows.of(chunk), *args)
 
 
 @functools.cache
@@ -170,7 +172,10 @@ def _columns(block: Block, start: tf.Tensor, width: tf.Tensor) -> Block:
     rows = [tf.slice(row, [start], [width]) for row in block]
     return _columns(tf.stack(rows), tf.constant(0), width)
   chunk = tf.slice(block, [0, start], [-1, width])
-  chunk = tf.pad(chunk, [[0, 0], [0, _CHUNK - width]])
+  missing = _CHUNK - width
+  chunk = tf.cond(  # No padding is a copy too.
+    missing > 0, lambda: tf.pad(chunk, [[0, 0], [0, missing]]), lambda: chunk
+  )
   return tf.ensure_shape(chunk, [block.shape[0], _CHUNK])
 
 

@@ -31,6 +31,18 @@ def check_integer(name: str, value: int, least: int | None = None) -> None:
     raise ValueError(f"{name} must be at least {least}, got {value}")
 
 
+def check_seed(seed: int) -> None:
+  """Checks the seed of a compressor's draws.
+
+  Raises:
+    TypeError: it is no integer.
+    ValueError: it does not fit 64 bits.
+  """
+  check_integer("seed", seed)
+  if not -(2**63) <= seed < 2**63:
+    raise ValueError(f"seed must be from -2^63 and below 2^63, got {seed}")
+
+
 def check_ratio(ratio: float) -> None:
   """Checks a compression ratio: a finite number from 1.
 

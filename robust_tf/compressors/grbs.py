@@ -15,6 +15,7 @@ import tensorflow as tf
 from robust_tf.compressors import random_bits
 from robust_tf.compressors.arguments import check_integer
 from robust_tf.compressors.arguments import check_ratio
+from robust_tf.compressors.arguments import check_seed
 from robust_tf.compressors.arguments import check_size
 from robust_tf.compressors.shared_support import SharedSupport
 
@@ -27,8 +28,8 @@ class GRBS(SharedSupport):
   ((b + 1) d) // B, so every coordinate is in one block. A vector with fewer
   coordinates than `num_blocks` has a block for each coordinate.
 
-  Two of them with one seed draw alike: at a step, the blocks of the one with
-  the greater ratio are among those of the other. Give them different seeds.
+  Equal ones keep the same blocks at a step, wherever they are; give two that
+  work together, as those of CSER, different seeds where their ratios are equal.
 
   Attributes:
     ratio: the compression ratio R, from 1.
@@ -38,7 +39,8 @@ class GRBS(SharedSupport):
   Raises:
     TypeError: an argument is no number, or no integer.
     ValueError: `ratio` is below 1 or not finite, or `num_blocks` below 1 or
-      below `ratio`. Methods raise it for a size below `ratio`.
+      below `ratio`, or `seed` does not fit 64 bits. Methods raise it for a
+      size below `ratio`.
   """
 
   ratio: float
@@ -48,7 +50,7 @@ class GRBS(SharedSupport):
   def __post_init__(self):
     check_ratio(self.ratio)
     check_integer("num_blocks", self.num_blocks, 1)
-    check_integer("seed", self.seed)
+    check_seed(self.seed)
     if self.num_blocks < self.ratio:
       raise ValueError(
         f"num_blocks={self.num_blocks} blocks allow a ratio of at most"

@@ -14,6 +14,7 @@ from robust_tf.compressors import bit_packing
 from robust_tf.compressors import random_bits
 from robust_tf.compressors.arguments import as_vector
 from robust_tf.compressors.arguments import check_integer
+from robust_tf.compressors.arguments import check_seed
 from robust_tf.compressors.arguments import check_size
 from robust_tf.compressors.gathered import Gathered
 
@@ -40,7 +41,8 @@ class QSGD(Gathered):
 
   Raises:
     TypeError: an argument is no integer.
-    ValueError: `levels` is below 1 or above 127.
+    ValueError: `levels` is below 1 or above 127, or `seed` does not fit 64
+      bits.
   """
 
   levels: int = MAX_LEVELS
@@ -48,7 +50,7 @@ class QSGD(Gathered):
 
   def __post_init__(self):
     check_integer("levels", self.levels, 1)
-    check_integer("seed", self.seed)
+    check_seed(self.seed)
     if self.levels > MAX_LEVELS:
       raise ValueError(
         f"levels must be at most {MAX_LEVELS}, which is what a byte holds with"

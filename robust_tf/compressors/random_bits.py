@@ -24,21 +24,20 @@ def worker_seed(
   seed: int, step: int | tf.Tensor, worker: int | tf.Tensor
 ) -> tf.Tensor:
   """Returns the seed of one worker at a step, int64 `[2]`."""
-  return tf.random.experimental.stateless_fold_in(
-    step_seed(seed, step), tf.cast(worker, tf.int64)
-  )
+  return _fold_in(step_seed(seed, step), worker)
 
 
 def sample(population: int, count: int, seed: tf.Tensor) -> tf.Tensor:
   """Returns `count` of the integers below `population`, int32, ascending.
 
   Every subset of that many is as likely as any other, but for equal ones among
-  `population` random numbers of 32 bits.
+  `population` random numbers of 32 bits. The draw depends on `count`, lest a
+  small sample be part of each greater one of the same seed.
   """
   if count == population:
     return tf.range(population)
-  chosen = tf.math.top_k(_bits(population, seed), count, sorted=False).indices
-  return tf.sort(chosen)
+  bits = _bits(population, _fold_in(seed, count))
+  return tf.sort(tf.math.top_k(bits, count, sorted=False).indices)
 
 
 def uniform(count: int, seed: tf.Tensor) -> tf.Tensor:
@@ -49,6 +48,17 @@ def uniform(count: int, seed: tf.Tensor) -> tf.Tensor:
   """
   upper = tf.bitwise.right_shift(tf.bitcast(_bits(count, seed), tf.uint32), 9)
   return (tf.cast(upper, tf.float32) + 0.5) * 2.0**-23
+
+
+def _fold_in(seed: tf.Tensor, number: int | tf.Tensor) -> tf.Tensor:
+  """Returns the seed of one of many streams, int64 `[2]`.
+
+  TensorFlow's `stateless_fold_in` gives another seed under XLA where the seed
+  is negative: it leaves the choice of the generator open.
+  """
+  return tf.stack(
+    [tf.bitcast(_bits(2, seed), tf.int64), tf.cast(number, tf.int64)]
+  )
 
 
 def _bits(count: int, seed: tf.Tensor) -> tf.Tensor:

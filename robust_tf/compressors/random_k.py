@@ -10,8 +10,8 @@ import dataclasses
 import tensorflow as tf
 
 from robust_tf.compressors import random_bits
-from robust_tf.compressors.arguments import check_integer
 from robust_tf.compressors.arguments import check_ratio
+from robust_tf.compressors.arguments import check_seed
 from robust_tf.compressors.arguments import check_size
 from robust_tf.compressors.shared_support import SharedSupport
 
@@ -28,7 +28,8 @@ class RandomK(SharedSupport):
 
   Raises:
     TypeError: an argument is no number, or no integer.
-    ValueError: `ratio` is below 1 or not finite.
+    ValueError: `ratio` is below 1 or not finite, or `seed` does not fit 64
+      bits.
   """
 
   ratio: float
@@ -36,7 +37,7 @@ class RandomK(SharedSupport):
 
   def __post_init__(self):
     check_ratio(self.ratio)
-    check_integer("seed", self.seed)
+    check_seed(self.seed)
 
   def support(self, size: int, step: int | tf.Tensor) -> tf.Tensor:
     """Returns the step's coordinates, int32 `[k]`, ascending."""

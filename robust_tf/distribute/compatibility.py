@@ -5,9 +5,10 @@ on one calls `check_versions` first, so that another version is one clear
 error, not a wrong gradient. Nothing outside this module names anything
 private.
 
-Two things change Keras for the whole process, and both leave every other
-strategy as it was: `tag_gradients` (called by `RobustCrossDeviceOps`) and
-`allow_multi_worker_fit` (called by `RobustOptimizer` where it is needed).
+Three things change Keras for the whole process, and leave all that has nothing
+to do with them as it was: `tag_gradients` (called by `RobustCrossDeviceOps`),
+`allow_multi_worker_fit` (called by the optimizers where it is needed) and
+`let_optimizers_add_callbacks` (called by those with local models).
 """
 
 import contextlib
@@ -104,6 +105,24 @@ def variables_on(device: str) -> Iterator[None]:
 
   with tf.variable_creator_scope(create):
     yield
+
+
+def components(
+  strategy: tf.distribute.Strategy, variable: keras.Variable
+) -> tuple[tf.Variable, ...]:
+  """Returns a variable's part on each replica of this process."""
+  # Keras 3.15: `value` may be cast, in a scope of mixed precision.
+  return strategy.experimental_local_results(variable._value)
+
+
+def weight_decay(
+  optimizer: keras.optimizers.Optimizer, variable: keras.Variable
+) -> float:
+  """Returns an optimizer's weight decay of a variable, 0 if it is excluded."""
+  # Keras 3.15: knows what `exclude_from_weight_decay` was told.
+  if optimizer.weight_decay and optimizer._use_weight_decay(variable):
+    return optimizer.weight_decay
+  return 0.0
 
 
 def cross_device_ops(
@@ -299,6 +318,34 @@ def allow_multi_worker_fit() -> None:
   maybe_symbolic_build.multi_worker = True
   keras_trainer.reduce_per_replica = reduce_per_replica
   model_type._maybe_symbolic_build = maybe_symbolic_build
+
+
+def let_optimizers_add_callbacks() -> None:
+  """Makes `fit`, `evaluate` and `predict` ask optimizers for a callback.
+
+  It is asked of optimizers with `training_callback(callbacks)`, and comes
+  before all others. `keras.callbacks.CallbackList` is changed for the whole
+  process; for models with other optimizers it does what it did.
+  """
+  check_versions()
+  list_type = keras.callbacks.CallbackList
+  if hasattr(list_type.set_model, "asks_optimizers"):
+    return
+  # Keras 3.15: called once the list is complete, before training begins.
+  stock_set_model = list_type.set_model
+
+  def set_model(self, model):
+    optimizer = getattr(model, "optimizer", None)
+    if isinstance(optimizer, keras.optimizers.LossScaleOptimizer):
+      optimizer = optimizer.inner_optimizer
+    make = getattr(optimizer, "training_callback", None)
+    if make is not None and not getattr(self, "optimizer_was_asked", False):
+      self.optimizer_was_asked = True
+      self.callbacks.insert(0, make(self.callbacks))
+    stock_set_model(self, model)
+
+  set_model.asks_optimizers = True
+  list_type.set_model = set_model
 
 
 def track_loss(model: keras.Model, loss: tf.Tensor, batch_size) -> None:

@@ -26,6 +26,7 @@ import keras
 import tensorflow as tf
 
 from robust_tf.distribute import compatibility
+from robust_tf.distribute.packing import densified
 from robust_tf.optimizers.robust import RobustOptimizer
 
 
@@ -227,7 +228,7 @@ class _WorkerStep:
     self.updated = _where(self._fixed, changed)
     return (
       [
-        _dense(gradient, value)
+        densified(gradient, value)
         for gradient, value in zip(gradients, values, strict=True)
         if gradient is not None
       ],
@@ -250,14 +251,6 @@ def _spread(values, flags) -> list:
   """Returns the values where flags are set, and None elsewhere."""
   given = iter(values)
   return [next(given) if flag else None for flag in flags]
-
-
-def _dense(gradient, value: tf.Tensor) -> tf.Tensor:
-  if isinstance(gradient, tf.IndexedSlices):
-    return tf.math.unsorted_segment_sum(
-      gradient.values, gradient.indices, value.shape[0]
-    )
-  return gradient
 
 
 def _common_state(values: tf.Tensor) -> tf.Tensor:

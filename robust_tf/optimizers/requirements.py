@@ -20,8 +20,11 @@ from robust_tf.distribute.validation_loss import ValidationLoss
 from robust_tf.optimizers.rule_config import rule_and_parameters
 
 
-def check_strategy() -> None:
+def check_strategy(optimizer: str) -> None:
   """Checks that the current strategy shows an optimizer every worker.
+
+  Args:
+    optimizer: its name, for the message.
 
   Raises:
     ValueError: it does not, or is not known to.
@@ -33,12 +36,12 @@ def check_strategy() -> None:
   elif kind is StrategyKind.PARAMETER_SERVER:
     raise ValueError(
       "under ParameterServerStrategy an optimizer sees the gradients of one"
-      " worker at a time, so RobustOptimizer has nothing to aggregate: let the"
+      f" worker at a time, so {optimizer} has nothing to aggregate: let the"
       " coordinator do it, with the algorithms of robust_tf.federated"
     )
   elif kind is StrategyKind.OTHER:
     raise ValueError(
-      f"RobustOptimizer under {type(tf.distribute.get_strategy()).__name__} is"
+      f"{optimizer} under {type(tf.distribute.get_strategy()).__name__} is"
       " not supported: use MirroredStrategy, MultiWorkerMirroredStrategy, or no"
       " strategy and VectorizedWorkers"
     )
@@ -119,6 +122,34 @@ def check_count(name: str, value: int | None, least: int) -> None:
     raise TypeError(f"{name}={value!r} must be an integer or None")
   if value < least:
     raise ValueError(f"{name}={value} must be {least} or more, or None")
+
+
+def check_period(sync_period: int) -> None:
+  """Checks how many steps there are from one synchronisation to the next.
+
+  Raises:
+    TypeError: it is no integer.
+    ValueError: it is below 1.
+  """
+  if isinstance(sync_period, bool) or not isinstance(
+    sync_period, numbers.Integral
+  ):
+    raise TypeError(f"sync_period={sync_period!r} must be an integer")
+  if sync_period < 1:
+    raise ValueError(
+      f"sync_period={sync_period} must be 1 or more steps; 1 synchronises at"
+      " every step"
+    )
+
+
+def check_momentum(momentum: float) -> None:
+  """Checks a momentum.
+
+  Raises:
+    ValueError: it is not at least 0 and below 1.
+  """
+  if not 0 <= momentum < 1:
+    raise ValueError(f"momentum={momentum} must be at least 0 and below 1")
 
 
 def check_validation_loss(
@@ -220,26 +251,37 @@ def rule_name(rule: Callable) -> str:
   return type(rule).__name__
 
 
-def check_step(made_under: tf.distribute.Strategy, num_workers: int) -> None:
+def check_step(optimizer: str, made_under: tf.distribute.Strategy) -> None:
   """Checks where `apply` is called.
 
+  Args:
+    optimizer: its name, for the message.
+    made_under: the strategy that it was made under.
+
   Raises:
-    ValueError: under another strategy than the optimizer was made under,
-      outside the replicas, or with a single worker.
+    ValueError: under another strategy than that, or outside the replicas.
   """
   strategy = tf.distribute.get_strategy()
   if strategy is not made_under:
     raise ValueError(
-      "RobustOptimizer was made under"
+      f"{optimizer} was made under"
       f" {type(made_under).__name__} and is used under"
       f" {type(strategy).__name__}: make it, and compile the model, inside"
       " strategy.scope()"
     )
   if tf.distribute.in_cross_replica_context():
     raise ValueError(
-      "RobustOptimizer.apply is called outside the replicas: call it in a"
+      f"{optimizer}.apply is called outside the replicas: call it in a"
       " function that strategy.run runs"
     )
+
+
+def check_several(num_workers: int) -> None:
+  """Checks that there is something to aggregate.
+
+  Raises:
+    ValueError: there is a single worker.
+  """
   if num_workers == 1:
     raise ValueError(
       "RobustOptimizer has 1 worker, and so nothing to aggregate: make it"
@@ -261,8 +303,12 @@ def check_not_compiled() -> None:
     )
 
 
-def check_variables(variables: Sequence) -> None:
+def check_variables(optimizer: str, variables: Sequence) -> None:
   """Checks that every variable is updated with gradients.
+
+  Args:
+    optimizer: its name, for the message.
+    variables: that it is built for.
 
   Raises:
     ValueError: one is overwritten with what Keras calls its gradient.
@@ -271,7 +317,7 @@ def check_variables(variables: Sequence) -> None:
     if getattr(variable, "overwrite_with_gradient", False):
       raise ValueError(
         f"variable {variable.path} is overwritten with its gradient, as in"
-        " float8 training, which RobustOptimizer does not support: use another"
+        f" float8 training, which {optimizer} does not support: use another"
         " dtype policy"
       )
 

@@ -31,6 +31,7 @@ from robust_tf import aggregators
 from robust_tf import communication
 from robust_tf.attacks.byzantine import Byzantine
 from robust_tf.distribute import compatibility
+from robust_tf.distribute.packing import densified
 from robust_tf.distribute.validation_loss import NoValidationLoss
 from robust_tf.distribute.validation_loss import ValidationLoss
 from robust_tf.optimizers import requirements
@@ -121,7 +122,7 @@ class RobustOptimizer(keras.optimizers.Optimizer):
         "inner_optimizer is a RobustOptimizer: gradients would be aggregated"
         " twice; wrap an optimizer once"
       )
-    requirements.check_strategy()
+    requirements.check_strategy("RobustOptimizer")
     requirements.check_inner(inner_optimizer)
     requirements.check_unbuilt(inner_optimizer)
     requirements.check_count(
@@ -161,7 +162,7 @@ class RobustOptimizer(keras.optimizers.Optimizer):
 
   def build(self, variables):
     """Creates the variables of both optimizers."""
-    requirements.check_variables(variables)
+    requirements.check_variables("RobustOptimizer", variables)
     self.inner_optimizer.build(variables)
     for part in requirements.inner_parts(self.inner_optimizer):
       requirements.check_inner(part)
@@ -200,7 +201,8 @@ class RobustOptimizer(keras.optimizers.Optimizer):
       ValueError: it is called where it cannot work; no variable has a
         gradient; a gradient has not its variable's shape.
     """
-    requirements.check_step(self._strategy, self.num_workers)
+    requirements.check_step("RobustOptimizer", self._strategy)
+    requirements.check_several(self.num_workers)
     grads = list(grads)
     if trainable_variables is None:
       variables = self._trainable_variables
@@ -221,10 +223,7 @@ class RobustOptimizer(keras.optimizers.Optimizer):
 
   def _own_gradient(self, gradient, variable) -> tf.Tensor:
     """Returns a replica's gradient of its scaled loss, as a tensor."""
-    if isinstance(gradient, tf.IndexedSlices):
-      gradient = tf.math.unsorted_segment_sum(
-        gradient.values, gradient.indices, variable.shape[0]
-      )
+    gradient = densified(gradient, variable)
     requirements.check_gradient(gradient, variable, self.workers_per_replica)
     return gradient
 

@@ -1,0 +1,505 @@
+"""The base of optimizers whose workers have models that differ for a while.
+
+Between two synchronisations the components of a mirrored variable, one on each
+replica, are the local models of the workers; what else a worker remembers, as
+its momentum, is in variables of its own on its replica's device. Whoever looks
+at the model from outside sees the mean of all local models: `fit`, `evaluate`,
+`predict` and the callbacks of a model that is compiled with such an optimizer
+show it (`robust_tf.mean_model`), and put the local models back.
+"""
+
+import abc
+from collections.abc import Callable
+from collections.abc import Mapping
+from collections.abc import Sequence
+
+import keras
+import numpy as np
+import tensorflow as tf
+from absl import logging
+
+from robust_tf import communication
+from robust_tf.communication import Workers
+from robust_tf.distribute import compatibility
+from robust_tf.distribute.packing import densified
+from robust_tf.mean_model import MeanModel
+from robust_tf.optimizers import requirements
+from robust_tf.optimizers.clipping import clipping
+from robust_tf.optimizers.local_step import assign
+from robust_tf.optimizers.local_step import read
+
+# Of each worker of this process, something for each variable.
+Values = Sequence[Sequence[tf.Tensor]]
+Variables = Sequence[Sequence[tf.Variable]]
+
+
+class LocalModelOptimizer(keras.optimizers.Optimizer, abc.ABC):
+  """Updates each worker's model by its own gradients, as a subclass says.
+
+  Attributes:
+    workers_per_replica: None, or the length of the gradients' leading axis.
+  """
+
+  def __init__(
+    self,
+    learning_rate,
+    *,
+    weight_decay: float | None,
+    clipnorm: float | None,
+    clipvalue: float | None,
+    global_clipnorm: float | None,
+    workers_per_replica: int | None,
+    name: str,
+  ):
+    """Takes what all these optimizers have.
+
+    Args:
+      learning_rate: a number, a schedule, or a callable.
+      weight_decay: as Keras', decoupled from gradients: in each step a weight
+        shrinks by the learning rate times this.
+      clipnorm: limit for the norm of each variable's gradient of each worker.
+      clipvalue: limit for each element of it.
+      global_clipnorm: limit for the norm of each worker's whole gradient.
+      workers_per_replica: the workers that each replica simulates, for
+        `VectorizedWorkers`.
+      name: the optimizer's name.
+
+    Raises:
+      TypeError: an argument of a wrong type.
+      ValueError: an argument out of range, or an unsupported strategy.
+    """
+    requirements.check_strategy(type(self).__name__)
+    requirements.check_count("workers_per_replica", workers_per_replica, 1)
+    super().__init__(
+      learning_rate=learning_rate,
+      weight_decay=weight_decay,
+      clipnorm=clipnorm,
+      clipvalue=clipvalue,
+      global_clipnorm=global_clipnorm,
+      name=name,
+    )
+    self.workers_per_replica = workers_per_replica
+    self._clip = clipping(clipnorm, clipvalue, global_clipnorm)
+    self._strategy = tf.distribute.get_strategy()
+    self._state = {}
+    self._present = None
+    self._functions = {}
+    compatibility.let_optimizers_add_callbacks()
+
+  @property
+  @abc.abstractmethod
+  def models_differ(self) -> bool:
+    """Whether the workers' models may differ between steps."""
+
+  @property
+  @abc.abstractmethod
+  def state_names(self) -> Sequence[str]:
+    """The names of what each worker keeps, beside its model."""
+
+  @abc.abstractmethod
+  def update(
+    self,
+    workers: Workers,
+    models: Variables,
+    gradients: Values,
+    state: Mapping[str, Variables],
+  ) -> None:
+    """Does one step of all workers; outside the replicas.
+
+    Args:
+      workers: all of them; what they communicate is counted.
+      models: the variables of each worker's model.
+      gradients: of each worker's own mean loss, clipped.
+      state: the variables of each name of `state_names`.
+    """
+
+  def restart(self, models: Variables, state: Mapping[str, Variables]) -> None:
+    """Makes the state fit models that were all set to one from outside."""
+    del models, state
+
+  @property
+  def num_workers(self) -> int:
+    """The number of workers, n."""
+    return self._strategy.num_replicas_in_sync * (self.workers_per_replica or 1)
+
+  @property
+  def bytes_sent(self) -> float:
+    """The bytes that each worker has handed over in training so far.
+
+    What a worker contributes to an all-reduce or a gather is counted once;
+    how often the network carries it is up to the collective.
+    """
+    return float(self._bytes_sent.numpy()) if self.built else 0.0
+
+  @property
+  def compression_ratio(self) -> float:
+    """The bytes of a whole gradient at every step, over those sent."""
+    whole = int(self.iterations.numpy()) * sum(
+      variable.shape.num_elements() * variable.dtype.size
+      for variable in self._models()[0]
+    )
+    return whole / self.bytes_sent if self.bytes_sent else float("inf")
+
+  def local_models(self) -> list[list[np.ndarray]]:
+    """Returns the variables of each worker's model; between steps.
+
+    Of the workers of this process, in their order.
+    """
+    in_slots = self._keeps_models and (
+      self.workers_per_replica is not None or self._mean_is_shown
+    )
+    models = self._state["model"] if in_slots else self._models()
+    return [[variable.numpy() for variable in own] for own in models]
+
+  def local_state(self, name: str) -> list[list[np.ndarray]]:
+    """Returns what each worker keeps under a name; between steps.
+
+    Of the workers of this process, in their order, one array a variable.
+
+    Raises:
+      KeyError: it keeps nothing under that name.
+    """
+    return [[x.numpy() for x in own] for own in self._state[name]]
+
+  def state_variables(self, name: str) -> Variables:
+    """Returns the variables of a name, of the workers of this process."""
+    return self._state[name]
+
+  def build(self, variables):
+    """Creates the optimizer's variables."""
+    if self.built:
+      return
+    requirements.check_variables(type(self).__name__, variables)
+    super().build(variables)
+    devices = communication.replica_devices()
+    with communication.variables_on(devices[0]):
+      self._bytes_sent = self.add_variable(
+        [], dtype="float64", name="bytes_sent"
+      )
+      # Whether the model's variables are what counts, and not what each worker
+      # keeps: so until the first step, and whenever others look at the model.
+      self._mean_shown = self.add_variable(
+        [], "ones", dtype="int32", name="mean_shown"
+      )
+    self._num_common = len(self._variables)
+    for name in [*(["model"] if self._keeps_models else []), *self.state_names]:
+      self._state[name] = [
+        self._variables_of_worker(device, f"{name}_{replica}_{row}", variables)
+        for replica, device in enumerate(devices)
+        for row in range(self.workers_per_replica or 1)
+      ]
+
+  @property
+  def _keeps_models(self) -> bool:
+    # One variable cannot be the models of several simulated workers.
+    return self.models_differ or self.workers_per_replica is not None
+
+  def _variables_of_worker(self, device, name: str, variables) -> list:
+    with communication.variables_on(device):
+      return [
+        self.add_variable(shape=variable.shape, dtype=variable.dtype, name=name)
+        for variable in variables
+      ]
+
+  def apply(self, grads, trainable_variables=None):
+    """Updates the workers' models.
+
+    Args:
+      grads: this replica's gradients, one a variable; None where there is
+        none. With `workers_per_replica=m` they have a leading axis of m.
+      trainable_variables: those that it was built with.
+
+    Raises:
+      ValueError: it is called where it cannot work; no variable has a
+        gradient; a gradient has not its variable's shape; the variables, or
+        those of them that have gradients, are others than before.
+    """
+    requirements.check_step(type(self).__name__, self._strategy)
+    grads = list(grads)
+    if not self.built:
+      self.build(list(trainable_variables))
+    self._check_same_variables(grads, trainable_variables)
+    variables = self._trainable_variables
+    gradients = []
+    for k in self._present:
+      gradient = densified(grads[k], variables[k])
+      requirements.check_gradient(
+        gradient, variables[k], self.workers_per_replica
+      )
+      gradients.append(gradient)
+    communication.once(lambda *merged: self._step(merged), *gradients)
+    self._iterations.assign_add(1)
+
+  def _check_same_variables(self, grads, trainable_variables) -> None:
+    if trainable_variables is not None:
+      given, known = list(trainable_variables), self._trainable_variables
+      if [id(x) for x in given] != [id(x) for x in known]:
+        raise ValueError(
+          f"{self.name} was built for {len(known)} variables and is given"
+          f" {len(given)}, not the same: what each worker keeps belongs to"
+          " those; compile the model again, with a new optimizer"
+        )
+    present = [k for k, gradient in enumerate(grads) if gradient is not None]
+    if not present:
+      raise ValueError(
+        f"{self.name} is given no gradient: no variable bears on the loss"
+      )
+    if self._present not in (None, present):
+      raise ValueError(
+        f"{self.name} is given gradients of other variables than before, and"
+        " the workers' vectors must keep their coordinates: use a new optimizer"
+      )
+    self._present = present
+
+  def _step(self, merged) -> None:
+    """Does a step, given the gradients of all replicas of this process."""
+    requirements.check_not_compiled()
+    workers = Workers(self.workers_per_replica or 1, self._count)
+    self.update(
+      workers,
+      self._with_gradients(self.live_models()),
+      workers.map(self._own_gradients, self._by_worker(merged)),
+      self._state_with_gradients(),
+    )
+    if self._keeps_models:
+      self._mean_shown.assign(0)
+
+  def _with_gradients(self, values: Sequence) -> list:
+    return [[own[k] for k in self._present] for own in values]
+
+  def _state_with_gradients(self) -> dict[str, list]:
+    return {
+      name: self._with_gradients(values) for name, values in self._state.items()
+    }
+
+  def decays(self) -> list[float]:
+    """Returns the weight decay of each variable that has a gradient."""
+    variables = [self._trainable_variables[k] for k in self._present]
+    return [
+      compatibility.weight_decay(self, variable) for variable in variables
+    ]
+
+  def _count(self, num_bytes: tf.Tensor) -> None:
+    self._bytes_sent.assign_add(tf.cast(num_bytes, tf.float64))
+
+  def _by_worker(self, merged) -> list:
+    by_replica = communication.local_values(merged)
+    if self.workers_per_replica is None:
+      return by_replica
+    return [
+      [gradient[row] for gradient in of_replica]
+      for of_replica in by_replica
+      for row in range(self.workers_per_replica)
+    ]
+
+  def _own_gradients(self, gradients: Sequence[tf.Tensor]) -> list:
+    """Returns a worker's gradients: Keras divides losses by the replicas."""
+    scale = self._strategy.num_replicas_in_sync
+    if scale > 1:
+      gradients = [gradient * scale for gradient in gradients]
+    return gradients if self._clip is None else self._clip(gradients, None)
+
+  def _models(self, variables=None) -> Variables:
+    """Returns the components of variables, by default the model's, by replica.
+
+    Of the replicas of this process.
+    """
+    if variables is None:
+      variables = self._trainable_variables
+    by_variable = [
+      compatibility.components(self._strategy, variable)
+      for variable in variables
+    ]
+    return [list(model) for model in zip(*by_variable, strict=True)]
+
+  def live_models(self) -> Variables:
+    """Returns the variables of each worker's model that training works on.
+
+    Of the workers of this process, in their order.
+    """
+    if self.workers_per_replica is None:
+      return self._models()
+    return self._state["model"]
+
+  @property
+  def _mean_is_shown(self) -> bool:
+    return bool(self._mean_shown.numpy())
+
+  def show_mean(self, statistics: Sequence[keras.Variable] = ()) -> bool:
+    """Sets the model to the mean of the workers' models, which are kept.
+
+    To be called outside of `strategy.run`, by all processes.
+
+    Args:
+      statistics: variables of which each replica is given the mean, for good:
+        the moving statistics of normalisation.
+
+    Returns:
+      Whether it was not shown already.
+    """
+    if not self.built or not self._keeps_models or self._mean_is_shown:
+      return False
+    self._run("show", self._show, statistics)
+    return True
+
+  def _show(self, statistics: Sequence[keras.Variable]) -> None:
+    workers = Workers(self.workers_per_replica or 1)
+    live = self.live_models()
+    values = workers.map(read, live)
+    if live is not self._state["model"]:
+      workers.map(assign, self._state["model"], values)
+    means = workers.mean(values)
+    rows = self.workers_per_replica or 1
+    replicas = Workers()
+    replicas.map(assign, self._models(), means[::rows])
+    if statistics:
+      of_replicas = self._models(statistics)
+      means = replicas.mean(replicas.map(read, of_replicas))
+      replicas.map(assign, of_replicas, means)
+    self._mean_shown.assign(1)
+
+  def hide_mean(self) -> None:
+    """Puts the workers' models back, for training to go on."""
+    if self.built and self._keeps_models and self._mean_is_shown:
+      self._run("hide", self._hide)
+
+  def _hide(self) -> None:
+    if self.workers_per_replica is None:
+      workers = Workers()
+      values = workers.map(read, self._state["model"])
+      workers.map(assign, self._models(), values)
+    self._mean_shown.assign(0)
+
+  def resume(self) -> None:
+    """Gets ready to train, from what each worker kept if that is the model's.
+
+    If the model was set to other values, or the number of workers is another,
+    every worker goes on from the model as it is.
+    """
+    if not self.built or not self._keeps_models or not self._mean_is_shown:
+      return
+    if bool(self._run("agree", self._agree)):
+      self._run("hide", self._hide)
+      return
+    if int(self.iterations.numpy()):
+      logging.warning(
+        "%s: what the workers kept does not belong to the model's weights:"
+        " these were set anew, or come from another number of workers; all %d"
+        " workers go on from these weights",
+        self.name,
+        self.num_workers,
+      )
+    self._run("restart", self._restart)
+
+  def _agree(self) -> tf.Tensor:
+    """Returns whether the model is the mean of what the workers kept."""
+    workers = Workers(self.workers_per_replica or 1)
+    rows = self.workers_per_replica or 1
+    means = workers.mean(workers.map(read, self._state["model"]))
+    replicas = Workers()
+    equal = replicas.map(
+      lambda model, mean: [
+        tf.cast(
+          tf.reduce_all(
+            [
+              tf.reduce_all(tf.equal(x, y))
+              for x, y in zip(model, mean, strict=True)
+            ]
+          ),
+          tf.float32,
+        )
+      ],
+      self._models(),
+      means[::rows],
+    )
+    # All processes have to come to the same.
+    return tf.equal(replicas.mean(equal)[0][0], 1.0)
+
+  def _restart(self) -> None:
+    rows = self.workers_per_replica or 1
+    replicas = Workers()
+    values = replicas.map(read, self._models())
+    values = [value for value in values for _ in range(rows)]
+    workers = Workers(rows)
+    workers.map(assign, self._state["model"], values)
+    self.restart(
+      self.live_models(),
+      {name: x for name, x in self._state.items() if name != "model"},
+    )
+    self._mean_shown.assign(0)
+
+  def _run(self, name: str, function: Callable, *arguments):
+    """Runs a function of ours as one graph, traced once."""
+    if name not in self._functions:
+      self._functions[name] = tf.function(
+        lambda: function(*arguments), autograph=False
+      )
+    with self._strategy.scope():
+      return self._functions[name]()
+
+  def training_callback(self, callbacks: Sequence[keras.callbacks.Callback]):
+    """Returns what shows the mean model to the callbacks of a training."""
+    return MeanModel(self, callbacks)
+
+  def finalize_variable_values(self, var_list):
+    """Sets the variables to the mean of the workers' models."""
+    del var_list
+    self.show_mean()
+
+  def save_own_variables(self, store):
+    """Saves what the workers of this process keep.
+
+    Raises:
+      ValueError: the model's variables are not the mean model.
+    """
+    if self.built and self._keeps_models and not self._mean_is_shown:
+      raise ValueError(
+        f"{self.name}: the model's variables are now those of one worker; save"
+        " at the end of an epoch, or inside `with robust_tf.mean_model(model):`"
+      )
+    super().save_own_variables(store)
+
+  def load_own_variables(self, store):
+    """Loads what was saved, also for another number of workers.
+
+    Each worker then gets the mean of what the saved workers kept.
+    """
+    if not self.built or len(store.keys()) == len(self._variables):
+      super().load_own_variables(store)
+      return
+    saved = [store[str(i)][()] for i in range(len(store.keys()))]
+    common, kept = saved[: self._num_common], saved[self._num_common :]
+    num_variables = len(self._trainable_variables)
+    num_saved, rest = divmod(len(kept), len(self._state) * num_variables)
+    if rest:
+      raise ValueError(
+        f"{self.name}: the file holds the state of another optimizer or model"
+      )
+    for variable, value in zip(self._variables, common, strict=False):
+      variable.assign(value)
+    logging.warning(
+      "%s: saved by %d workers, loaded for %d: each starts from the mean of"
+      " what they kept",
+      self.name,
+      num_saved,
+      len(communication.replica_devices()) * (self.workers_per_replica or 1),
+    )
+    for values in self._state.values():
+      by_worker, kept = (
+        kept[: num_saved * num_variables],
+        kept[num_saved * num_variables :],
+      )
+      for k in range(num_variables):
+        mean = np.mean(by_worker[k::num_variables], axis=0)
+        for own in values:
+          own[k].assign(mean)
+
+  def get_config(self):
+    """Returns what `from_config` makes this optimizer of."""
+    config = super().get_config()
+    kept = ("name", "learning_rate", "weight_decay")
+    kept += ("clipnorm", "clipvalue", "global_clipnorm")
+    return {
+      **{name: config[name] for name in kept},
+      "workers_per_replica": self.workers_per_replica,
+    }
