@@ -53,8 +53,8 @@ def uniform(count: int, seed: tf.Tensor) -> tf.Tensor:
 def _fold_in(seed: tf.Tensor, number: int | tf.Tensor) -> tf.Tensor:
   """Returns the seed of one of many streams, int64 `[2]`.
 
-  TensorFlow's `stateless_fold_in` gives another seed under XLA where the seed
-  is negative: it leaves the choice of the generator open.
+  TensorFlow's `stateless_fold_in` leaves the choice of the generator open, and
+  gives another seed under XLA where the seed is negative or large.
   """
   return tf.stack(
     [tf.bitcast(_bits(2, seed), tf.int64), tf.cast(number, tf.int64)]

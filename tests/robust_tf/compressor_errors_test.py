@@ -97,6 +97,13 @@ def test_levels_that_a_byte_does_not_hold_are_refused():
     QSGD(128)
 
 
+@pytest.mark.parametrize("seed", [2**63, -(2**63) - 1])
+@pytest.mark.parametrize("kind", [GRBS, RandomK, QSGD])
+def test_seed_of_more_than_64_bits_is_refused(kind, seed):
+  with pytest.raises(ValueError, match=f"below 2.63, got {seed}"):
+    kind(2, seed=seed)
+
+
 @every_case
 @pytest.mark.parametrize("size", [0, -1])
 def test_size_below_one_is_refused(case, size):

@@ -138,6 +138,15 @@ def test_steps_do_not_depend_on_each_other(kind):
   assert abs(lagged) <= 5 / np.sqrt(399 * 1000)
 
 
+@pytest.mark.parametrize("kind", [compressors.GRBS, compressors.RandomK])
+def test_ratios_do_not_depend_on_each_other(kind):
+  few = supports(kind(32), 4096, 100)
+  many = supports(kind(8), 4096, 100)
+  # Of the few coordinates (or blocks) an eighth is among the many by chance:
+  # 3200 draws at least, with a deviation of sqrt(7 / 64 / 3200) = 0.006.
+  assert np.mean(many[few]) == pytest.approx(1 / 8, abs=0.03)
+
+
 @pytest.mark.parametrize("ratio", [2, 8, 250])
 def test_random_k_keeps_as_many_at_every_step(ratio):
   masks = supports(compressors.RandomK(ratio), 1001, 20)
