@@ -240,7 +240,7 @@ def _wait(
     time.sleep(_POLL_S)
 
 
-def report(outcome: Outcome, timeout_s: float | None) -> None:
+def _report(outcome: Outcome, timeout_s: float | None) -> None:
   """Says on stderr what went wrong, if something did."""
   if outcome.failed is not None:
     log = outcome.logs[outcome.failed]
@@ -281,7 +281,7 @@ def main(argv: list[str]) -> int:
     raise app.UsageError(str(error)) from error
   except KeyboardInterrupt as interrupt:
     return 128 + (interrupt.args[0] if interrupt.args else signal.SIGINT)
-  report(outcome, values.timeout_s)
+  _report(outcome, values.timeout_s)
   return outcome.exit_code
 
 

@@ -44,7 +44,11 @@ class Method:
       return keras.optimizers.SGD(
         learning_rate, momentum=MOMENTUM, nesterov=True
       )
-    arguments = {name: GRBS(ratio) for name, ratio in self.ratios.items()}
+    # With one seed for both, what one compressor draws the other would too.
+    arguments = {
+      name: GRBS(ratio, seed=seed)
+      for seed, (name, ratio) in enumerate(self.ratios.items())
+    }
     if self.sync_period is not None:
       arguments["sync_period"] = self.sync_period
     optimizer_type = getattr(robust_tf, self.optimizer)

@@ -4,9 +4,8 @@
 
 It reads its `Experiment` from DIRECTORY/experiment.json; worker 0 writes what
 was measured, a list of `Measurement`s, to DIRECTORY/measurements.json. Training
-is Keras' `fit` under `MultiWorkerMirroredStrategy`. The clock stands still, and
-the network too, while the mean of the workers' models is evaluated: they swap
-models through files.
+is Keras' `fit` under `MultiWorkerMirroredStrategy`. While the mean of the
+workers' models is evaluated, the clock and the network stand still.
 """
 
 import dataclasses
@@ -28,6 +27,7 @@ from robust_tf.training.data import load
 from tools.network_namespaces import INTERFACE
 from tools.network_namespaces import Link
 from tools.rendezvous import Rendezvous
+from tools.slow_link_evaluation import MeanModel
 from tools.slow_link_experiment import Experiment
 from tools.slow_link_experiment import EXPERIMENT_FILE
 from tools.slow_link_experiment import Measurement
@@ -35,10 +35,8 @@ from tools.slow_link_experiment import MEASUREMENTS_FILE
 from tools.slow_link_experiment import PROGRESS
 from tools.slow_link_experiment import rate_title
 from tools.slow_link_methods import METHODS
-from tools.slow_link_methods import MOMENTUM
 
 _IMAGE_SIZE = 28
-_LOSS_EXAMPLES = 2000  # of the training examples, at most
 _COMPUTE_STEPS = 20
 
 
@@ -56,128 +54,88 @@ def flat_inputs(data: Dataset) -> Dataset:
   )
 
 
-def make_model(num_inputs: int, hidden, num_classes: int) -> keras.Model:
-  """Returns a perceptron that is built."""
-  layers = [keras.layers.Dense(size, activation="relu") for size in hidden]
-  model = keras.Sequential(
-    [keras.Input((num_inputs,)), *layers, keras.layers.Dense(num_classes)]
-  )
-  return model
-
-
-def compile_model(model: keras.Model, optimizer) -> None:
-  """Gives a model its loss and its optimizer, and makes all variables."""
-  model.compile(
-    optimizer=optimizer,
-    loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True),
-  )
-  optimizer.build(model.trainable_variables)
-
-
-class Evaluation:
-  """Evaluates the mean of all workers' models; each does a part of it."""
-
-  def __init__(self, data: Dataset, directory, index: int, meeting: Rendezvous):
-    self._data = data
-    self._directory = pathlib.Path(directory)
-    self._index = index
-    self._meeting = meeting
-
-  def mean_loss(self, weights: list[np.ndarray], value) -> tuple[float, list]:
-    """Returns the training loss of the mean model, and all workers' values.
-
-    Args:
-      weights: this worker's model.
-      value: anything, as JSON has it.
-    """
-    flat = np.concatenate([x.ravel() for x in weights])
-    np.save(self._directory / f"model_{self._index}.npy", flat)
-    values = self._meeting.meet(value)
-    models = [
-      np.load(self._directory / f"model_{i}.npy") for i in range(len(values))
-    ]
-    mean = np.mean(models, axis=0)
-    ends = np.cumsum([x.size for x in weights])[:-1]
-    self._mean_model = [
-      part.reshape(x.shape)
-      for part, x in zip(np.split(mean, ends), weights, strict=True)
-    ]
-    count = min(_LOSS_EXAMPLES, len(self._data.x_train))
-    losses = self._losses(
-      self._data.x_train[:count], self._data.y_train[:count], len(values)
-    )
-    return sum(self._meeting.meet(losses)) / count, values
-
-  def test_accuracy(self, num_workers: int) -> float:
-    """Returns that of the mean model which was evaluated last."""
-    x, y = self._data.x_test, self._data.y_test
-    mine = slice(self._index, None, num_workers)
-    right = np.argmax(self._logits(x[mine]), axis=1) == y[mine]
-    return sum(self._meeting.meet(int(right.sum()))) / len(y)
-
-  def _losses(self, x, y, num_workers: int) -> float:
-    """Returns the sum of the losses of this worker's part of the examples."""
-    mine = slice(self._index, None, num_workers)
-    logits = self._logits(x[mine]).astype(np.float64)
-    right = np.take_along_axis(logits, y[mine, None], axis=1)
-    return float(np.sum(np.logaddexp.reduce(logits, axis=1) - right[:, 0]))
-
-  def _logits(self, x: np.ndarray) -> np.ndarray:
-    *hidden, kernel, bias = self._mean_model
-    for hidden_kernel, hidden_bias in zip(
-      hidden[::2], hidden[1::2], strict=True
-    ):
-      x = np.maximum(x @ hidden_kernel + hidden_bias, 0)
-    return x @ kernel + bias
-
-
 class Clock(keras.callbacks.Callback):
-  """Times steps, counts bytes, and evaluates while the clock stands still.
+  """Times steps, and evaluates while the clock stands still.
 
   The first step is not on the clock: TensorFlow traces it.
+
+  Attributes:
+    seconds: on the clock.
+    num_steps: on the clock.
+    sent_bytes: through the interface, since the first step.
+    counted_bytes: by the optimizer, since the first step; None if it does not.
+    curve: (step, seconds, training loss) of each evaluation.
   """
 
-  def __init__(self, experiment, evaluation, target_loss, on_end):
+  def __init__(
+    self,
+    experiment: Experiment,
+    mean_model: MeanModel,
+    target_loss: float | None,
+    link: Link,
+  ):
+    """Has not begun.
+
+    Args:
+      experiment: what is run.
+      mean_model: evaluated, and left as it was at the end.
+      target_loss: ends training; None for all of the experiment's steps.
+      link: of this worker; it is no longer shaped once training has ended.
+    """
     super().__init__()
     self._experiment = experiment
-    self._evaluation = evaluation
+    self._mean_model = mean_model
     self._target_loss = target_loss
-    self._on_end = on_end
-    self.curve = []
+    self._link = link
     self.seconds = 0.0
-    self.sent_bytes = 0.0
     self.num_steps = 0
+    self.curve = []
 
   def on_train_batch_end(self, batch, logs=None):
-    """Stops the clock, evaluates, and goes on or ends the run."""
+    """Stops the clock, evaluates, and goes on or ends training."""
+    now = time.perf_counter()
+    self.num_steps = batch
     step = batch + 1
     last = step == self._experiment.num_steps
-    if step > 1 and step % self._experiment.evaluate_every and not last:
+    if batch and step % self._experiment.evaluate_every and not last:
       return
-    segment = None
-    if step > 1:
-      segment = (
-        time.perf_counter() - self._resumed,
-        _sent_bytes() - self._sent_before,
-      )
-    loss, segments = self._evaluation.mean_loss(
-      local_weights(self.model), segment
+    segment = now - self._resumed if batch else 0.0
+    # Training goes on when the slowest is there.
+    self.seconds += max(
+      self._mean_model.update(_local_weights(self.model), segment)
     )
-    if step > 1:
-      # The run goes on when the slowest is there.
-      self.seconds += max(seconds for seconds, _ in segments)
-      self.sent_bytes += float(np.mean([sent for _, sent in segments]))
-    self.num_steps = step
+    loss = self._mean_model.training_loss()
     self.curve.append((step, self.seconds, loss))
+    self._count_bytes(first=not batch)
     reached = self._target_loss is not None and loss <= self._target_loss
     if last or reached or not np.isfinite(loss):
       self.model.stop_training = True
-      self._on_end()
-    self._sent_before = _sent_bytes()
+      self._link.set_rate(None)
     self._resumed = time.perf_counter()
 
+  def _count_bytes(self, first: bool) -> None:
+    """Reads the counters; all that was sent has arrived by now."""
+    counted = getattr(self.model.optimizer, "bytes_sent", None)
+    if first:
+      self._sent_before, self._counted_before = _sent_bytes(), counted
+    self.sent_bytes = _sent_bytes() - self._sent_before
+    self.counted_bytes = (
+      None if counted is None else counted - self._counted_before
+    )
 
-def local_weights(model: keras.Model) -> list[np.ndarray]:
+
+class _StepTimes(keras.callbacks.Callback):
+  """Notes when each step ends."""
+
+  def __init__(self):
+    super().__init__()
+    self.ends = []
+
+  def on_train_batch_end(self, batch, logs=None):
+    self.ends.append(time.perf_counter())
+
+
+def _local_weights(model: keras.Model) -> list[np.ndarray]:
   """Returns this worker's model, which may differ from the others'."""
   if hasattr(model.optimizer, "local_models"):
     (weights,) = model.optimizer.local_models()
@@ -190,120 +148,135 @@ def _sent_bytes() -> int:
   return int(pathlib.Path(path).read_text())
 
 
-def _batches(data: Dataset, experiment: Experiment, index: int, num_workers):
-  """Returns this worker's batches, without end."""
-  mine = slice(index, None, num_workers)
-  examples = (data.x_train[mine], data.y_train[mine])
-  return (
-    tf.data.Dataset.from_tensor_slices(examples)
-    .shuffle(len(examples[0]), seed=experiment.seed + index)
-    .repeat()
-    .batch(experiment.batch_size, drop_remainder=True)
-  )
+class Worker:
+  """One of the processes that train together."""
 
+  def __init__(self, directory: str, strategy: tf.distribute.Strategy):
+    """Reads the experiment.
 
-class _StepTimes(keras.callbacks.Callback):
-  def __init__(self):
-    super().__init__()
-    self.ends = []
+    Args:
+      directory: where all workers meet.
+      strategy: of all workers.
+    """
+    text = (pathlib.Path(directory) / EXPERIMENT_FILE).read_text()
+    self.experiment = Experiment(**json.loads(text))
+    self.index = json.loads(os.environ["TF_CONFIG"])["task"]["index"]
+    self._links = [Link(**x) for x in self.experiment.links]
+    self._directory = directory
+    self._strategy = strategy
+    self._meeting = Rendezvous(directory, self.index, len(self._links))
+    data = load(self.experiment.data, self.experiment.seed)
+    self._data = flat_inputs(data)
 
-  def on_train_batch_end(self, batch, logs=None):
-    self.ends.append(time.perf_counter())
-
-
-def _compute_s(data, experiment, index, num_workers, meeting) -> float:
-  """Returns a step's time of this worker by itself, while all do the same."""
-  model = make_model(data.x_train.shape[1], experiment.hidden, data.num_classes)
-  compile_model(
-    model,
-    keras.optimizers.SGD(
-      experiment.learning_rate, momentum=MOMENTUM, nesterov=True
-    ),
-  )
-  times = _StepTimes()
-  meeting.meet()
-  model.fit(
-    _batches(data, experiment, index, num_workers),
-    steps_per_epoch=_COMPUTE_STEPS,
-    callbacks=[times],
-    shuffle=False,
-    verbose=0,
-  )
-  return max(meeting.meet(float(np.median(np.diff(times.ends)))))
-
-
-def train(strategy, data, experiment, index, name, rate, meeting, directory):
-  """Trains with one method on one link; returns the `Measurement`'s fields."""
-  links = [Link(**x) for x in experiment.links]
-  keras.utils.set_random_seed(experiment.seed)
-  with strategy.scope():
-    model = make_model(
-      data.x_train.shape[1], experiment.hidden, data.num_classes
+  def compute_s(self) -> float:
+    """Returns a step's time of a worker by itself, while all do the same."""
+    model = self._compiled_model("sync_sgd")
+    times = _StepTimes()
+    self._meeting.meet()
+    model.fit(
+      self._batches(),
+      steps_per_epoch=_COMPUTE_STEPS,
+      callbacks=[times],
+      shuffle=False,
+      verbose=0,
     )
-    optimizer = METHODS[name].make_optimizer(experiment.learning_rate)
-    compile_model(model, optimizer)
-  batches = strategy.distribute_datasets_from_function(
-    lambda context: _batches(data, experiment, index, len(links))
-  )
-  clock = Clock(
-    experiment,
-    Evaluation(data, directory, index, meeting),
-    None if rate is None else experiment.target_loss,
-    lambda: links[index].set_rate(None),
-  )
-  links[index].set_rate(rate)
-  meeting.meet()
-  model.fit(
-    batches,
-    steps_per_epoch=experiment.num_steps,
-    callbacks=[clock],
-    shuffle=False,
-    verbose=0,
-  )
-  timed = max(clock.num_steps - 1, 1)
-  counted = getattr(optimizer, "bytes_sent", None)
-  return {
-    "method": name,
-    "rate": rate,
-    "num_parameters": model.count_params(),
-    "step_s": clock.seconds / timed,
-    "sent_bytes": clock.sent_bytes / timed,
-    "counted_bytes": None if counted is None else counted / clock.num_steps,
-    "curve": clock.curve,
-    "test_accuracy": clock._evaluation.test_accuracy(len(links)),
-  }
+    return max(self._meeting.meet(float(np.median(np.diff(times.ends)))))
+
+  def measure(
+    self, name: str, rate: float | None, compute_s: float
+  ) -> Measurement:
+    """Returns how a method trains on links of a rate."""
+    with self._strategy.scope():
+      model = self._compiled_model(name)
+    batches = self._strategy.distribute_datasets_from_function(
+      lambda context: self._batches()
+    )
+    mean_model = MeanModel(
+      self._data, self._directory, self.index, self._meeting
+    )
+    target_loss = None if rate is None else self.experiment.target_loss
+    link = self._links[self.index]
+    clock = Clock(self.experiment, mean_model, target_loss, link)
+    link.set_rate(rate)
+    self._meeting.meet()
+    model.fit(
+      batches,
+      steps_per_epoch=self.experiment.num_steps,
+      callbacks=[clock],
+      shuffle=False,
+      verbose=0,
+    )
+    # A run that diverges in its first step has no step on the clock.
+    num_steps = max(clock.num_steps, 1)
+    counted = clock.counted_bytes
+    return Measurement(
+      method=name,
+      rate=rate,
+      num_parameters=model.count_params(),
+      compute_s=compute_s,
+      step_s=clock.seconds / num_steps,
+      sent_bytes=float(np.mean(self._meeting.meet(clock.sent_bytes)))
+      / num_steps,
+      counted_bytes=None if counted is None else counted / num_steps,
+      curve=clock.curve,
+      test_accuracy=mean_model.test_accuracy(),
+    )
+
+  def _compiled_model(self, method: str) -> keras.Model:
+    """Returns a new model, the same in all workers, with all variables."""
+    keras.utils.set_random_seed(self.experiment.seed)
+    model = keras.Sequential(
+      [
+        keras.Input(self._data.input_shape),
+        *(
+          keras.layers.Dense(size, activation="relu")
+          for size in self.experiment.hidden
+        ),
+        keras.layers.Dense(self._data.num_classes),
+      ]
+    )
+    optimizer = METHODS[method].make_optimizer(self.experiment.learning_rate)
+    model.compile(
+      optimizer=optimizer,
+      loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True),
+    )
+    # Worker 0 sends variables to the others when they are made: now, not later.
+    optimizer.build(model.trainable_variables)
+    return model
+
+  def _batches(self) -> tf.data.Dataset:
+    """Returns this worker's batches, without end."""
+    mine = slice(self.index, None, len(self._links))
+    examples = (self._data.x_train[mine], self._data.y_train[mine])
+    return (
+      tf.data.Dataset.from_tensor_slices(examples)
+      .shuffle(len(examples[0]), seed=self.experiment.seed + self.index)
+      .repeat()
+      .batch(self.experiment.batch_size, drop_remainder=True)
+    )
 
 
 def main(directory: str) -> None:
-  """Runs the experiment; worker 0 writes what it measured."""
-  path = pathlib.Path(directory) / EXPERIMENT_FILE
-  experiment = Experiment(**json.loads(path.read_text()))
-  index = json.loads(os.environ["TF_CONFIG"])["task"]["index"]
-  num_workers = len(experiment.links)
+  """Runs the experiment; worker 0 writes what was measured."""
   tf.config.threading.set_intra_op_parallelism_threads(1)
-  strategy = tf.distribute.MultiWorkerMirroredStrategy()
+  worker = Worker(directory, tf.distribute.MultiWorkerMirroredStrategy())
   allow_multi_worker_fit()
-  meeting = Rendezvous(directory, index, num_workers)
-  data = flat_inputs(load(experiment.data, experiment.seed))
-  compute_s = _compute_s(data, experiment, index, num_workers, meeting)
+  compute_s = worker.compute_s()
   measurements = []
-  for rate in experiment.rates:
-    for name in experiment.methods:
-      fields = train(
-        *(strategy, data, experiment, index, name, rate, meeting, directory)
-      )
+  for rate in worker.experiment.rates:
+    for name in worker.experiment.methods:
+      measurement = worker.measure(name, rate, compute_s)
       keras.backend.clear_session()
       gc.collect()
-      measurement = Measurement(compute_s=compute_s, **fields)
       measurements.append(dataclasses.asdict(measurement))
-      if index == 0:
+      if worker.index == 0:
         step, seconds, loss = measurement.curve[-1]
         print(
           f"{PROGRESS}{rate_title(rate)}, {name}: loss {loss:.4g}"
           f" after {step} steps, {seconds:.1f} s",
           flush=True,
         )
-  if index == 0:
+  if worker.index == 0:
     path = pathlib.Path(directory) / MEASUREMENTS_FILE
     path.write_text(json.dumps(measurements))
 

@@ -60,7 +60,23 @@ _ROOT = str(pathlib.Path(__file__).parents[1])
 
 
 class _WorkersFailedError(Exception):
-  """Carries the exit code."""
+  """Says what a worker wrote in the end.
+
+  Attributes:
+    exit_code: what the program is to exit with.
+  """
+
+  def __init__(self, outcome: local_cluster.Outcome, timeout_s: float):
+    worker = outcome.failed or 0
+    if outcome.failed is None:
+      reason = f"not done after {timeout_s:g} s; worker 0's last lines"
+    else:
+      reason = (
+        f"worker {worker} failed with exit code {outcome.exit_code}; its last"
+        " lines"
+      )
+    super().__init__(f"{reason}:\n{outcome.tail(worker)}")
+    self.exit_code = outcome.exit_code
 
 
 def run(
@@ -111,7 +127,7 @@ def _run_workers(
   """Runs a module in every host of a network.
 
   Raises:
-    _WorkersFailedError: if one fails or time is up; stderr says which and why.
+    _WorkersFailedError: if one fails or time is up.
   """
   environment = {
     **os.environ,
@@ -131,8 +147,7 @@ def _run_workers(
     show=_show_progress,
   )
   if outcome.exit_code:
-    local_cluster.report(outcome, timeout_s)
-    raise _WorkersFailedError(outcome.exit_code)
+    raise _WorkersFailedError(outcome, timeout_s)
   return outcome
 
 
@@ -208,8 +223,9 @@ def main(argv: list[str]) -> int:
       file=sys.stderr,
     )
     return NOT_ALLOWED
-  except _WorkersFailedError as failure:
-    return failure.args[0]
+  except _WorkersFailedError as error:
+    print(f"slow_links: {error}", file=sys.stderr)
+    return error.exit_code
   except KeyboardInterrupt as interrupt:
     return 128 + (interrupt.args[0] if interrupt.args else signal.SIGINT)
   results = slow_link_report.Results(experiment, probed, measurements)
