@@ -55,6 +55,13 @@ def test_top_k_sends_what_is_not_finite_first():
   np.testing.assert_array_equal(result, expected)
 
 
+@pytest.mark.parametrize("place", range(8))
+def test_top_k_sends_a_nan_wherever_it_is(place):
+  values = np.arange(8.0)
+  values[place] = np.nan
+  assert np.isnan(TopK(4).compress(values, 0).numpy()[place])
+
+
 @every_size
 @every_vector
 @every_dtype
