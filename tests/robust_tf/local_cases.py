@@ -16,6 +16,7 @@ from robust_tf.compressors import TopK
 from robust_tf.compressors import Zero
 from tests.robust_tf import local_oracles as oracles
 from tests.robust_tf.local_training import oracle_of
+from tests.robust_tf.local_training import SIZE
 
 RATE = 0.1
 RESET = GRBS(4, num_blocks=16, seed=1)
@@ -41,6 +42,21 @@ def decay() -> keras.optimizers.schedules.LearningRateSchedule:
   return keras.optimizers.schedules.ExponentialDecay(2 * RATE, 3, 0.8)
 
 
+def payload(compressor, step: int) -> int:
+  """Returns the bytes that a worker hands over of a vector at a step."""
+  if isinstance(compressor, TopK):
+    return (4 + 4) * round(SIZE / compressor.ratio)
+  if isinstance(compressor, ScaledSign):
+    return -(-SIZE // 8) + 4
+  kept = oracle_of(compressor)(np.ones(SIZE), step, 0)
+  return 4 * int(kept.sum())
+
+
+def every(h: int, compressor) -> Callable[[int], int]:
+  """Returns the bytes of a step, of what is sent at each h-th one."""
+  return lambda step: 0 if (step + 1) % h else payload(compressor, step)
+
+
 @dataclasses.dataclass(frozen=True)
 class Case:
   """An optimizer and its oracle.
@@ -51,11 +67,13 @@ class Case:
     expect: the states of all steps, of a problem.
     states: names of the states that the optimizer keeps.
     rate: the learning rate of a step.
+    sent: the bytes that a worker hands over at a step.
     clip: changes a worker's gradients, a list over variables, in place.
   """
 
   make: Callable[..., keras.optimizers.Optimizer]
   expect: Callable[[oracles.Problem], Iterator[oracles.State]]
+  sent: Callable[[int], int]
   states: tuple[str, ...] = ()
   rate: Callable[[int], float] = constant
   clip: Callable[[list[np.ndarray]], None] = lambda gradients: None
@@ -72,7 +90,20 @@ def cser(
   clip=lambda gradients: None,
   **kwargs,
 ) -> Case:
-  """Returns CSER with its oracle; kwargs are the optimizer's."""
+  """Returns CSER with its oracle; kwargs are the optimizer's.
+
+  Where an all-reduce carries C1, no error needs to be kept.
+  """
+  keeps_error = not (released or c1.all_reduce)
+  at_reset = every(h, c1)
+
+  def sent(step):
+    if isinstance(c2, Identity):
+      return payload(c2, step)  # and there is no error
+    if released and at_reset(step):
+      return at_reset(step)
+    return payload(c2, step) + at_reset(step)
+
   expect = oracles.released_cser if released else oracles.m_cser
   return Case(
     lambda **more: robust_tf.CSER(
@@ -87,7 +118,8 @@ def cser(
       **more,
     ),
     lambda problem: expect(problem, oracle_of(c1), oracle_of(c2), h, beta, wd),
-    (() if released else ERROR) + (MOMENTUM if beta else ()),
+    sent,
+    (ERROR if keeps_error else ()) + (MOMENTUM if beta else ()),
     decayed if scheduled else constant,
     clip,
   )
@@ -141,6 +173,7 @@ SPECIAL = {
     lambda problem: oracles.m_cser(
       problem, oracle_of(GRADIENT), oracles.zero, 1, 0.9
     ),
+    every(1, GRADIENT),
     MOMENTUM,
   ),
   "cser_pl": Case(
@@ -150,6 +183,7 @@ SPECIAL = {
     lambda problem: oracles.m_cser(
       problem, oracle_of(RESET), oracles.zero, 3, 0.9
     ),
+    every(3, RESET),
     MOMENTUM,
   ),
   "csea_top_k": Case(
@@ -157,6 +191,7 @@ SPECIAL = {
       RATE, compressor=TopK(8), momentum=0.0, **more
     ),
     lambda problem: oracles.m_cser(problem, oracles.top_k(8), oracles.zero, 1),
+    every(1, TopK(8)),
     ERROR,
   ),
   "local_sgd": Case(
@@ -164,6 +199,7 @@ SPECIAL = {
       decay(), sync_period=4, momentum=0.9, weight_decay=0.05, **more
     ),
     lambda problem: oracles.local_sgd(problem, 4, 0.9, 0.05),
+    every(4, Identity()),
     MOMENTUM,
     decayed,
   ),
@@ -175,6 +211,7 @@ BASELINES = {
       decay(), compressor=GRADIENT, momentum=0.9, weight_decay=0.05, **more
     ),
     lambda problem: oracles.ef_sgd(problem, oracle_of(GRADIENT), 0.9, 0.05),
+    every(1, GRADIENT),
     MOMENTUM + ERROR,
     decayed,
   ),
@@ -183,6 +220,7 @@ BASELINES = {
       RATE, compressor=TopK(8), momentum=0.0, **more
     ),
     lambda problem: oracles.ef_sgd(problem, oracles.top_k(8)),
+    every(1, TopK(8)),
     ERROR,
   ),
   "ef_sign_sgd": Case(
@@ -190,6 +228,7 @@ BASELINES = {
       RATE, compressor=ScaledSign(), momentum=0.9, **more
     ),
     lambda problem: oracles.ef_sgd(problem, oracles.scaled_sign, 0.9),
+    every(1, ScaledSign()),
     MOMENTUM + ERROR,
   ),
   "qsparse": Case(
@@ -204,6 +243,7 @@ BASELINES = {
     lambda problem: oracles.qsparse_local_sgd(
       problem, oracle_of(RESET), 3, 0.9, 0.05
     ),
+    every(3, RESET),
     MOMENTUM + ERROR,
     decayed,
   ),
@@ -212,6 +252,7 @@ BASELINES = {
       RATE, sync_period=3, compressor=TopK(4), momentum=0.0, **more
     ),
     lambda problem: oracles.qsparse_local_sgd(problem, oracles.top_k(4), 3),
+    every(3, TopK(4)),
     ERROR,
   ),
 }
@@ -230,6 +271,7 @@ ADAPTIVE = {
     lambda problem: oracles.adaalter(
       problem, B0_SQUARED, EPSILON_SQUARED, 0.05
     ),
+    lambda step: 2 * 4 * SIZE,
     ACCUMULATOR,
     decayed,
   ),
@@ -245,6 +287,7 @@ ADAPTIVE = {
     lambda problem: oracles.local_adaalter(
       problem, B0_SQUARED, EPSILON_SQUARED, 3, 0.05
     ),
+    lambda step: 2 * every(3, Identity())(step),
     ACCUMULATOR,
     decayed,
   ),
@@ -257,6 +300,7 @@ ADAPTIVE = {
       **more,
     ),
     lambda problem: oracles.adaalter(problem, B0_SQUARED, EPSILON_SQUARED),
+    lambda step: 2 * 4 * SIZE,
     ACCUMULATOR,
   ),
   "local_adaalter_constant_epsilon": Case(
@@ -271,6 +315,7 @@ ADAPTIVE = {
     lambda problem: oracles.local_adaalter(
       problem, 0.0, EPSILON_SQUARED, 3, constant_epsilon=True
     ),
+    lambda step: 2 * every(3, Identity())(step),
     ACCUMULATOR,
   ),
 }

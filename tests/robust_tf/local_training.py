@@ -25,14 +25,18 @@ class Recorder(keras.callbacks.Callback):
   """
 
   def __init__(self, states: tuple[str, ...]):
+    """Takes the names of the states to keep."""
     super().__init__()
     self._states = states
     self.steps = []
     self.bytes_sent = []
 
   def on_train_batch_end(self, batch, logs=None):
-    """Reads the optimizer."""
-    optimizer = self.model.optimizer
+    """Reads the optimizer of the model."""
+    self.record(self.model.optimizer)
+
+  def record(self, optimizer) -> None:
+    """Reads an optimizer."""
     step = {"models": rows(optimizer.local_models())}
     for name in self._states:
       step[name] = rows(optimizer.local_state(name))
@@ -133,3 +137,28 @@ def oracle_of(compressor) -> oracles.Compressor:
   return oracles.on_support(
     lambda size, step: compressor.support(size, step).numpy()
   )
+
+
+def check_steps(
+  case, recorder: Recorder, num_workers: int, tolerance: float
+) -> None:
+  """Asserts that all states of all steps are the oracle's.
+
+  Args:
+    case: see `local_cases.Case`.
+    recorder: what was seen of a run.
+    num_workers: n.
+    tolerance: relative and absolute.
+  """
+  made = problem(num_workers, len(recorder.steps), case.rate, case.clip)
+  for t, (seen, expected) in enumerate(
+    zip(recorder.steps, case.expect(made), strict=True), 1
+  ):
+    for state in seen:
+      np.testing.assert_allclose(
+        seen[state],
+        expected[state],
+        rtol=tolerance,
+        atol=tolerance,
+        err_msg=f"{state} after step {t}",
+      )
