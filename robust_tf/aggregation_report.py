@@ -2,6 +2,7 @@
 
 import keras
 
+from robust_tf.distribute import compatibility
 from robust_tf.optimizers.robust import RobustOptimizer
 
 
@@ -31,9 +32,7 @@ class AggregationReport(keras.callbacks.Callback):
     Raises:
       ValueError: the model's optimizer makes none.
     """
-    optimizer = self.model.optimizer
-    if isinstance(optimizer, keras.optimizers.LossScaleOptimizer):
-      optimizer = optimizer.inner_optimizer
+    optimizer = compatibility.without_loss_scale(self.model.optimizer)
     if not isinstance(optimizer, RobustOptimizer):
       raise ValueError(
         f"the model's optimizer is a {type(optimizer).__name__}:"

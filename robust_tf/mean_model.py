@@ -10,6 +10,8 @@ from collections.abc import Sequence
 
 import keras
 
+from robust_tf.distribute import compatibility
+
 
 class MeanModel(keras.callbacks.Callback):
   """Shows the mean model at the end of an epoch, to tests and to predictions.
@@ -94,9 +96,7 @@ def mean_model(model: keras.Model) -> Iterator[keras.Model]:
   Yields:
     The model, to be evaluated, saved or exported.
   """
-  optimizer = model.optimizer
-  if isinstance(optimizer, keras.optimizers.LossScaleOptimizer):
-    optimizer = optimizer.inner_optimizer
+  optimizer = compatibility.without_loss_scale(model.optimizer)
   show = getattr(optimizer, "show_mean", None)
   shown = show is not None and show(_statistics(model))
   try:

@@ -38,14 +38,14 @@ def order_statistics(
   integers = _ordered_integers(values)
   found = [None] * len(ranks)  # the high bits of each answer
   for shift in range(integers.dtype.size * 8 - _BITS, -1, -_BITS):
-    for k, digit in enumerate(
-      _bisected([_digits(integers, shift, x) for x in found], ranks)
-    ):
-      digit = tf.cast(digit, integers.dtype)
-      if found[k] is None:
-        found[k] = digit
-      else:
-        found[k] = found[k] * (1 << _BITS) + (digit + _SIGN)
+    rest = tf.bitwise.right_shift(integers, shift)
+    # The middle of what begins with the bits that are found.
+    middles = [0 if x is None else x * (1 << _BITS) + _SIGN for x in found]
+    digits = [_digits(rest, middle) for middle in middles]
+    found = [
+      tf.cast(digit, integers.dtype) + middle
+      for digit, middle in zip(_bisected(digits, ranks), middles, strict=True)
+    ]
   return [_values(x, values.dtype) for x in found]
 
 
@@ -102,19 +102,11 @@ def _bisected(
   return tf.while_loop(lambda bit, *_: bit != 0, next_bit, (least, *lows))[1:]
 
 
-def _digits(integers: tf.Tensor, shift: int, found: tf.Tensor | None):
-  """Returns the digits at some bits, given the higher bits of the answer."""
-  digits = tf.bitwise.right_shift(integers, shift)
-  if found is None:
-    return tf.cast(digits, _DIGIT)  # the sign is among them
-  digits = tf.cast(tf.bitwise.bitwise_xor(digits, _SIGN), _DIGIT)
-  high = tf.bitwise.right_shift(integers, shift + _BITS)
-  outside = tf.where(
-    high < found,
-    tf.constant(_DIGIT.min, _DIGIT),
-    tf.constant(_DIGIT.max, _DIGIT),
-  )
-  return tf.where(high == found, digits, outside)
+def _digits(integers: tf.Tensor, middle: tf.Tensor | int) -> tf.Tensor:
+  """Returns how far integers are above a middle, or the farthest that fits."""
+  least, greatest = middle - _SIGN, middle + (_SIGN - 1)
+  within = tf.minimum(tf.maximum(integers, least), greatest)
+  return tf.cast(within - middle, _DIGIT)
 
 
 def _ordered_integers(values: tf.Tensor) -> tf.Tensor:

@@ -133,8 +133,8 @@ class ManyRows:
     """Returns the sums [d] of the values of ranks start <= rank < stop."""
     if self._fit_a_network:
       return self._listed.total_of_ranks(start, stop)
-    if stop == start + 1:
-      return self.order_statistic(start)
+    if stop <= start + 2:
+      return self._total_of_neighbors(start, stop)
     low, high = bit_selection.order_statistics(self.values, [start, stop - 1])
     zero, one = tf.zeros_like(low), tf.ones_like(low)
 
@@ -154,6 +154,17 @@ class ManyRows:
       low * (stop - start),
       total + num_low * low + num_high * high,
     )
+
+  def _total_of_neighbors(self, start: int, stop: int) -> tf.Tensor:
+    low = self.order_statistic(start)
+    if stop == start + 1:
+      return low
+    infinity = _infinity(low)
+    (num_low,) = self.totals(lambda row: [tf.cast(row <= low, tf.int16)])
+    above = bit_selection.folded(
+      tf.minimum, self.values, lambda row: tf.where(row > low, row, infinity)
+    )
+    return low + tf.where(num_low > start + 1, low, above)
 
   def totals(self, terms: Callable) -> list[tf.Tensor]:
     """Returns the sums over the rows of each of the tensors `terms(row)`.

@@ -107,6 +107,13 @@ def variables_on(device: str) -> Iterator[None]:
     yield
 
 
+def without_loss_scale(optimizer):
+  """Returns what is inside a `LossScaleOptimizer`; any other as it is."""
+  if isinstance(optimizer, keras.optimizers.LossScaleOptimizer):
+    return optimizer.inner_optimizer
+  return optimizer
+
+
 def components(
   strategy: tf.distribute.Strategy, variable: keras.Variable
 ) -> tuple[tf.Variable, ...]:
@@ -335,9 +342,7 @@ def let_optimizers_add_callbacks() -> None:
   stock_set_model = list_type.set_model
 
   def set_model(self, model):
-    optimizer = getattr(model, "optimizer", None)
-    if isinstance(optimizer, keras.optimizers.LossScaleOptimizer):
-      optimizer = optimizer.inner_optimizer
+    optimizer = without_loss_scale(getattr(model, "optimizer", None))
     make = getattr(optimizer, "training_callback", None)
     if make is not None and not getattr(self, "optimizer_was_asked", False):
       self.optimizer_was_asked = True

@@ -27,6 +27,8 @@ import tensorflow as tf
 
 from robust_tf.distribute import compatibility
 from robust_tf.distribute.packing import densified
+from robust_tf.optimizers.local_models import LocalModelOptimizer
+from robust_tf.optimizers.local_step import read
 from robust_tf.optimizers.robust import RobustOptimizer
 
 
@@ -129,7 +131,9 @@ class VectorizedWorkers(keras.Model):
     x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
     step = _WorkerStep(self, like=(x, y, sample_weight))
     parts = [_split(part, self.num_workers) for part in step.parts_of_batch]
-    gradients, losses, predictions, states = self._map(step, parts)
+    gradients, losses, predictions, states = self._map(
+      step, parts + self._local_models()
+    )
     self.optimizer.apply_gradients(
       zip(step.place(gradients), self.trainable_variables, strict=True)
     )
@@ -150,6 +154,18 @@ class VectorizedWorkers(keras.Model):
     return tf.nest.map_structure(
       lambda *values: tf.stack(values), *[step(list(p)) for p in by_worker]
     )
+
+  def _local_models(self) -> list[tf.Tensor]:
+    """Returns the variables of the workers' own models, `[m, ...]` each.
+
+    None, if all have the one model.
+    """
+    optimizer = compatibility.without_loss_scale(self.optimizer)
+    if not isinstance(optimizer, LocalModelOptimizer):
+      return []
+    optimizer.build(self.trainable_variables)
+    models = optimizer.models_of_replica()
+    return [tf.stack(read(own)) for own in zip(*models, strict=True)]
 
   def _merge(self, data):
     """Returns the workers' batches as one batch."""
@@ -198,13 +214,16 @@ class _WorkerStep:
     """Returns a worker's gradients, loss, predictions and updated values.
 
     Args:
-      parts: the tensors of its batch.
+      parts: the tensors of its batch; then, if it has one, its own model.
     """
     workers = self._workers
+    num_parts = len(self.parts_of_batch)
     x, y, sample_weight = keras.tree.pack_sequence_as(
-      self._like, _spread(parts, self._has_part)
+      self._like, _spread(parts[:num_parts], self._has_part)
     )
-    values = [tf.convert_to_tensor(v.value) for v in self._trainable]
+    values = list(parts[num_parts:]) or [
+      tf.convert_to_tensor(v.value) for v in self._trainable
+    ]
     fixed = [tf.convert_to_tensor(v.value) for v in self._fixed]
     state = list(zip(self._trainable, values, strict=True))
     state += zip(self._fixed, fixed, strict=True)
@@ -327,17 +346,16 @@ def _check_num_workers(num_workers) -> None:
 
 
 def _check_optimizer(optimizer, num_workers: int) -> None:
-  if isinstance(optimizer, keras.optimizers.LossScaleOptimizer):
-    optimizer = optimizer.inner_optimizer
-  if not isinstance(optimizer, RobustOptimizer):
+  optimizer = compatibility.without_loss_scale(optimizer)
+  if not isinstance(optimizer, RobustOptimizer | LocalModelOptimizer):
     raise ValueError(
       f"optimizer is a {type(optimizer).__name__}, which cannot apply the"
       " gradients of several workers: wrap it in RobustOptimizer(...,"
-      f" workers_per_replica={num_workers})"
+      f" workers_per_replica={num_workers}), or take one of robust_tf"
     )
   if optimizer.workers_per_replica != num_workers:
     raise ValueError(
-      "the RobustOptimizer has workers_per_replica="
+      f"the {type(optimizer).__name__} has workers_per_replica="
       f"{optimizer.workers_per_replica}, VectorizedWorkers has"
       f" {num_workers} workers: make them equal"
     )

@@ -121,18 +121,21 @@ class CSER(LocalModelOptimizer):
 
   @property
   def models_differ(self) -> bool:
-    """Whether steps are sent in part."""
-    return not isinstance(self.gradient_compressor, Identity)
+    """Whether steps, or in the released code models, are sent in part."""
+    sends_all = isinstance(self.gradient_compressor, Identity)
+    if self.released_code:
+      sends_all &= isinstance(self.reset_compressor, Identity)
+    return not sends_all
 
   @property
   def _keeps_error(self) -> bool:
     return not self.reset_compressor.all_reduce
 
   @property
-  def state_names(self) -> Sequence[str]:
+  def initial_state(self):
     """The momentum m_i, and the error e_i where it has to be known."""
-    names = ["momentum"] if self.momentum else []
-    return [*names, "error"] if self._keeps_error else names
+    kept = {"momentum": self.momentum, "error": self._keeps_error}
+    return {name: "zeros" for name, is_kept in kept.items() if is_kept}
 
   def update(self, workers, models, gradients, state):
     """One step of Algorithm 4 (M-CSER), for all workers i."""

@@ -84,9 +84,10 @@ class ErrorFeedbackSGD(LocalModelOptimizer):
     return False
 
   @property
-  def state_names(self):
+  def initial_state(self):
     """The momentum m_i and the error e_i."""
-    return ["momentum", "error"] if self.momentum else ["error"]
+    names = ["momentum", "error"] if self.momentum else ["error"]
+    return dict.fromkeys(names, "zeros")
 
   def update(self, workers, models, gradients, state):
     """v_i = p_i + e_i; e_i = v_i - C(v_i); x -= mean C(v_k)."""

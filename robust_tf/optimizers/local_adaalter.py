@@ -97,24 +97,10 @@ class LocalAdaAlter(LocalModelOptimizer):
     return self.sync_period > 1
 
   @property
-  def state_names(self):
+  def initial_state(self):
     """A_i^2, each worker's sum of squares, and B^2, that of the last time."""
-    return ["accumulator", "denominator"]
-
-  def build(self, variables):
-    """Creates the optimizer's variables."""
-    if self.built:
-      return
-    super().build(variables)
-    for name in self.state_names:
-      for own in self.state_variables(name):
-        for variable in own:
-          variable.assign(
-            tf.fill(
-              variable.shape,
-              tf.cast(self.initial_accumulator_value, variable.dtype),
-            )
-          )
+    constant = keras.initializers.Constant(self.initial_accumulator_value)
+    return {"accumulator": constant, "denominator": constant}
 
   def update(self, workers, models, gradients, state):
     """One step of Algorithm 4, for all workers i."""
@@ -156,7 +142,7 @@ class LocalAdaAlter(LocalModelOptimizer):
       )
     )
     workers.map(lambda x, m: assign(x, m[:num_variables]), models, means)
-    for name in self.state_names:
+    for name in self.initial_state:
       workers.map(
         lambda a2, m: assign(a2, m[num_variables:]), state[name], means
       )

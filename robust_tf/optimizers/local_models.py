@@ -32,6 +32,9 @@ from robust_tf.optimizers.local_step import read
 Values = Sequence[Sequence[tf.Tensor]]
 Variables = Sequence[Sequence[tf.Variable]]
 
+# An initial value: that of the model's variable.
+LIKE_MODEL = "like_model"
+
 
 class LocalModelOptimizer(keras.optimizers.Optimizer, abc.ABC):
   """Updates each worker's model by its own gradients, as a subclass says.
@@ -93,8 +96,11 @@ class LocalModelOptimizer(keras.optimizers.Optimizer, abc.ABC):
 
   @property
   @abc.abstractmethod
-  def state_names(self) -> Sequence[str]:
-    """The names of what each worker keeps, beside its model."""
+  def initial_state(self) -> Mapping[str, str | keras.Initializer]:
+    """What each worker keeps, beside its model, for each of its variables.
+
+    By name, how Keras is to initialise it, or `LIKE_MODEL`.
+    """
 
   @abc.abstractmethod
   def update(
@@ -110,7 +116,7 @@ class LocalModelOptimizer(keras.optimizers.Optimizer, abc.ABC):
       workers: all of them; what they communicate is counted.
       models: the variables of each worker's model.
       gradients: of each worker's own mean loss, clipped.
-      state: the variables of each name of `state_names`.
+      state: the variables of each name of `initial_state`.
     """
 
   def restart(self, models: Variables, state: Mapping[str, Variables]) -> None:
@@ -161,10 +167,6 @@ class LocalModelOptimizer(keras.optimizers.Optimizer, abc.ABC):
     """
     return [[x.numpy() for x in own] for own in self._state[name]]
 
-  def state_variables(self, name: str) -> Variables:
-    """Returns the variables of a name, of the workers of this process."""
-    return self._state[name]
-
   def build(self, variables):
     """Creates the optimizer's variables."""
     if self.built:
@@ -182,9 +184,12 @@ class LocalModelOptimizer(keras.optimizers.Optimizer, abc.ABC):
         [], "ones", dtype="int32", name="mean_shown"
       )
     self._num_common = len(self._variables)
-    for name in [*(["model"] if self._keeps_models else []), *self.state_names]:
+    models = {"model": LIKE_MODEL} if self._keeps_models else {}
+    for name, initializer in {**models, **self.initial_state}.items():
       self._state[name] = [
-        self._variables_of_worker(device, f"{name}_{replica}_{row}", variables)
+        self._variables_of_worker(
+          device, f"{name}_{replica}_{row}", initializer, variables
+        )
         for replica, device in enumerate(devices)
         for row in range(self.workers_per_replica or 1)
       ]
@@ -194,10 +199,26 @@ class LocalModelOptimizer(keras.optimizers.Optimizer, abc.ABC):
     # One variable cannot be the models of several simulated workers.
     return self.models_differ or self.workers_per_replica is not None
 
-  def _variables_of_worker(self, device, name: str, variables) -> list:
+  def _variables_of_worker(
+    self, device, name: str, initializer, variables
+  ) -> list:
+    # With an initializer and not with `assign`, which in the trace of a step
+    # would become a part of every step.
+    def value_of(variable):
+      return lambda shape, dtype: tf.convert_to_tensor(
+        compatibility.components(self._strategy, variable)[0]
+      )
+
     with communication.variables_on(device):
       return [
-        self.add_variable(shape=variable.shape, dtype=variable.dtype, name=name)
+        self.add_variable(
+          shape=variable.shape,
+          initializer=(
+            value_of(variable) if initializer is LIKE_MODEL else initializer
+          ),
+          dtype=variable.dtype,
+          name=name,
+        )
         for variable in variables
       ]
 
@@ -320,6 +341,15 @@ class LocalModelOptimizer(keras.optimizers.Optimizer, abc.ABC):
     if self.workers_per_replica is None:
       return self._models()
     return self._state["model"]
+
+  def models_of_replica(self) -> Variables:
+    """Returns the models of the workers that the current replica simulates."""
+    models, rows = self._state["model"], self.workers_per_replica
+    if len(models) == rows:
+      return models
+    context = tf.distribute.get_replica_context()
+    replica = context.replica_id_in_sync_group % (len(models) // rows)
+    return models[replica * rows : (replica + 1) * rows]
 
   @property
   def _mean_is_shown(self) -> bool:

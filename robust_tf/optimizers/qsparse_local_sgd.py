@@ -12,6 +12,7 @@ from robust_tf.compressors import GRBS
 from robust_tf.optimizers import compressor_config
 from robust_tf.optimizers import requirements
 from robust_tf.optimizers.exchange import exchange
+from robust_tf.optimizers.local_models import LIKE_MODEL
 from robust_tf.optimizers.local_models import LocalModelOptimizer
 from robust_tf.optimizers.local_step import assign
 from robust_tf.optimizers.local_step import differences
@@ -87,18 +88,10 @@ class QSparseLocalSGD(LocalModelOptimizer):
     return self.sync_period > 1
 
   @property
-  def state_names(self):
+  def initial_state(self):
     """The error e_i, the common model x of the last time, the momentum m_i."""
-    names = ["momentum"] if self.momentum else []
-    return [*names, "error", "common"]
-
-  def build(self, variables):
-    """Creates the optimizer's variables; all models are the common one."""
-    if self.built:
-      return
-    super().build(variables)
-    for common in self.state_variables("common"):
-      assign(common, variables)
+    momentum = {"momentum": "zeros"} if self.momentum else {}
+    return {**momentum, "error": "zeros", "common": LIKE_MODEL}
 
   def update(self, workers, models, gradients, state):
     """A local step, and at each H-th a synchronisation."""
