@@ -8,8 +8,8 @@ from collections.abc import Callable
 
 import tensorflow as tf
 
-from robust_tf.attacks.random_values import fold_in
 from robust_tf.attacks.rows import check_byzantine
+from robust_tf.random_values import fold_in
 
 
 @dataclasses.dataclass(frozen=True)

@@ -13,10 +13,10 @@ from collections.abc import Sequence
 
 import tensorflow as tf
 
-from robust_tf.attacks.random_values import uniform
-from robust_tf.attacks.random_values import uniform_integers
 from robust_tf.attacks.rows import as_scalar
 from robust_tf.attacks.rows import as_updates
+from robust_tf.random_values import uniform
+from robust_tf.random_values import uniform_integers
 
 
 def bit_flip(

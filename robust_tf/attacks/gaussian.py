@@ -8,12 +8,12 @@ from collections.abc import Sequence
 
 import tensorflow as tf
 
-from robust_tf.attacks.random_values import fold_in
-from robust_tf.attacks.random_values import normal
 from robust_tf.attacks.rows import as_scalar
 from robust_tf.attacks.rows import as_updates
 from robust_tf.attacks.rows import check_positive
 from robust_tf.attacks.rows import replace_rows
+from robust_tf.random_values import fold_in
+from robust_tf.random_values import normal
 
 
 def gaussian(

@@ -12,7 +12,7 @@ import dataclasses
 
 import tensorflow as tf
 
-from robust_tf.compressors import random_bits
+from robust_tf.compressors import draws
 from robust_tf.compressors.arguments import check_integer
 from robust_tf.compressors.arguments import check_ratio
 from robust_tf.compressors.arguments import check_seed
@@ -65,8 +65,8 @@ class GRBS(SharedSupport):
     kept * ceil(size / B); it is known ahead where B divides the size.
     """
     num_blocks, kept = self._blocks(size)
-    seed = random_bits.step_seed(self.seed, step)
-    blocks = tf.cast(random_bits.sample(num_blocks, kept, seed), tf.int64)
+    seed = draws.step_seed(self.seed, step)
+    blocks = tf.cast(draws.sample(num_blocks, kept, seed), tf.int64)
     start = tf.cast(blocks * size // num_blocks, tf.int32)
     longest = -(-size // num_blocks)
     columns = tf.range(longest)

@@ -11,12 +11,13 @@ import math
 import tensorflow as tf
 
 from robust_tf.compressors import bit_packing
-from robust_tf.compressors import random_bits
+from robust_tf.compressors import draws
 from robust_tf.compressors.arguments import as_vector
 from robust_tf.compressors.arguments import check_integer
 from robust_tf.compressors.arguments import check_seed
 from robust_tf.compressors.arguments import check_size
 from robust_tf.compressors.gathered import Gathered
+from robust_tf.random_values import uniform
 
 MAX_LEVELS = 127
 
@@ -73,8 +74,8 @@ class QSGD(Gathered):
     levels = tf.constant(self.levels, vector.dtype)
     exact = tf.minimum(tf.abs(vector) / divisor * levels, levels)
     below = tf.floor(exact)
-    seed = random_bits.worker_seed(self.seed, step, worker)
-    draw = tf.cast(random_bits.uniform(size, seed), vector.dtype)
+    seed = draws.worker_seed(self.seed, step, worker)
+    draw = tf.cast(uniform([size], seed), vector.dtype)
     level = below + tf.cast(draw < exact - below, vector.dtype)
     codes = tf.cast(tf.where(vector < 0, -level, level) + levels, tf.uint8)
     return bit_packing.pack(codes, self._width()), norm

@@ -9,7 +9,7 @@ import dataclasses
 
 import tensorflow as tf
 
-from robust_tf.compressors import random_bits
+from robust_tf.compressors import draws
 from robust_tf.compressors.arguments import check_ratio
 from robust_tf.compressors.arguments import check_seed
 from robust_tf.compressors.arguments import check_size
@@ -41,8 +41,8 @@ class RandomK(SharedSupport):
 
   def support(self, size: int, step: int | tf.Tensor) -> tf.Tensor:
     """Returns the step's coordinates, int32 `[k]`, ascending."""
-    seed = random_bits.step_seed(self.seed, step)
-    return random_bits.sample(size, self._kept(size), seed)
+    seed = draws.step_seed(self.seed, step)
+    return draws.sample(size, self._kept(size), seed)
 
   def delta(self, size: int) -> float:
     """Returns the share of the coordinates that is kept, k / d."""

@@ -6,6 +6,7 @@ import functools
 import numpy as np
 import pytest
 
+from robust_tf import random_values
 from robust_tf.attacks import Byzantine
 from robust_tf.attacks import flip_labels
 from robust_tf.attacks import gaussian
@@ -145,3 +146,13 @@ def test_elements_without_labels_raise(element):
   dataset = tf.data.Dataset.from_tensors(element)
   with pytest.raises(TypeError, match="must be .x, y. or"):
     label_flip(dataset, 10)
+
+
+@pytest.mark.parametrize("seed", [0, -1, 2**40])
+def test_streams_do_not_change_with_compilation(seed):
+  def draw(seed):
+    return random_values.uniform([4], random_values.fold_in([seed, 14], 3))
+
+  seed = tf.constant(seed, tf.int64)
+  compiled = tf.function(draw, jit_compile=True)(seed)
+  np.testing.assert_array_equal(draw(seed), compiled)

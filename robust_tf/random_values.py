@@ -2,8 +2,8 @@
 
 TensorFlow's stateless float distributions turn the generator's bits into
 floats in another way under XLA, and choose the generator by where they run. An
-attack should not change with `jit_compile`, so these make the floats from the
-bits of the one generator that is everywhere, Philox.
+attack or a compressor should not change with `jit_compile`, so these make the
+floats from the bits of the one generator that is everywhere, Philox.
 """
 
 import tensorflow as tf
@@ -18,12 +18,16 @@ def uniform_integers(
   )
 
 
-def uniform(shape: list[int], seed: tf.Tensor) -> tf.Tensor:
-  """Returns float32 numbers in (0, 1), one of 2^23 equally spaced ones each."""
-  bits = tf.random.stateless_uniform(
+def bits(shape: list[int], seed: tf.Tensor) -> tf.Tensor:
+  """Returns int32 numbers, all 2^32 of them equally likely."""
+  return tf.random.stateless_uniform(
     shape, seed, minval=None, maxval=None, dtype=tf.int32, alg="philox"
   )
-  upper = tf.bitwise.right_shift(tf.bitcast(bits, tf.uint32), 9)
+
+
+def uniform(shape: list[int], seed: tf.Tensor) -> tf.Tensor:
+  """Returns float32 numbers in (0, 1), one of 2^23 equally spaced ones each."""
+  upper = tf.bitwise.right_shift(tf.bitcast(bits(shape, seed), tf.uint32), 9)
   return (tf.cast(upper, tf.float32) + 0.5) * 2.0**-23
 
 
@@ -33,7 +37,11 @@ def normal(shape: list[int], seed: tf.Tensor) -> tf.Tensor:
 
 
 def fold_in(seed: tf.Tensor, number: int | tf.Tensor) -> tf.Tensor:
-  """Returns the seed of one of many streams, an int64 tensor `[2]`."""
-  return tf.random.experimental.stateless_fold_in(
-    tf.cast(seed, tf.int64), tf.cast(number, tf.int64)
+  """Returns the seed of one of many streams, an int64 tensor `[2]`.
+
+  TensorFlow's `stateless_fold_in` leaves the choice of the generator open, and
+  gives another seed under XLA where the seed is negative or large.
+  """
+  return tf.stack(
+    [tf.bitcast(bits([2], seed), tf.int64), tf.cast(number, tf.int64)]
   )
