@@ -102,9 +102,17 @@ def _distributed(values: Sequence[tf.Tensor]):
   )
 
 
+# What TensorFlow 2.21 gathers between processes.
+_GATHERED_DTYPES = (tf.float16, tf.float32, tf.float64, tf.int32, tf.int64)
+
+
 def _gathered(packed: Sequence[tf.Tensor], rows_per_replica: int) -> tf.Tensor:
   """Returns the rows of the replicas of all processes, in their order."""
   strategy = tf.distribute.get_strategy()
+  like = packed[0]
+  if like.dtype not in _GATHERED_DTYPES:
+    words = _gathered([_to_words(rows) for rows in packed], rows_per_replica)
+    return _from_words(words, like)
   rows = strategy.gather(_distributed(packed), axis=0)
   # Nothing promises an order of what is gathered.
   replicas = strategy.gather(
@@ -114,10 +122,26 @@ def _gathered(packed: Sequence[tf.Tensor], rows_per_replica: int) -> tf.Tensor:
     axis=0,
   )
   num_replicas = strategy.num_replicas_in_sync
-  shape = packed[0].shape[1:]
+  shape = like.shape[1:]
   by_replica = tf.reshape(rows, [num_replicas, rows_per_replica, *shape])
   ordered = tf.gather(by_replica, tf.argsort(replicas))
   return tf.reshape(ordered, [num_replicas * rows_per_replica, *shape])
+
+
+def _to_words(rows: tf.Tensor) -> tf.Tensor:
+  """Returns the bits of rows of a small dtype, in int32 `[m, words]`."""
+  flat = tf.reshape(rows, [rows.shape[0], -1])
+  in_word = 4 // rows.dtype.size
+  flat = tf.pad(flat, [[0, 0], [0, -flat.shape[1] % in_word]])
+  return tf.bitcast(tf.reshape(flat, [rows.shape[0], -1, in_word]), tf.int32)
+
+
+def _from_words(words: tf.Tensor, like: tf.Tensor) -> tf.Tensor:
+  """Returns the rows, shaped and typed as others, whose bits these are."""
+  num_rows = words.shape[0]
+  size = like.shape[1:].num_elements()
+  flat = tf.reshape(tf.bitcast(words, like.dtype), [num_rows, -1])
+  return tf.reshape(flat[:, :size], [num_rows, *like.shape[1:]])
 
 
 class Workers:
