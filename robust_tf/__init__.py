@@ -13,6 +13,7 @@ _PUBLIC = {
   "CSEA": "optimizers.cser",
   "CSER": "optimizers.cser",
   "CSER_PL": "optimizers.cser",
+  "CommunicationReport": "communication_report",
   "ErrorFeedbackSGD": "optimizers.error_feedback",
   "LocalAdaAlter": "optimizers.local_adaalter",
   "LocalSGD": "optimizers.cser",
