@@ -98,10 +98,10 @@ def cser(
   at_reset = every(h, c1)
 
   def sent(step):
+    if released:
+      return at_reset(step) or payload(c2, step)
     if isinstance(c2, Identity):
       return payload(c2, step)  # and there is no error
-    if released and at_reset(step):
-      return at_reset(step)
     return payload(c2, step) + at_reset(step)
 
   expect = oracles.released_cser if released else oracles.m_cser
@@ -163,6 +163,7 @@ CSER = {
   "clipvalue": cser(RESET, Zero(), 3, clip=clip_values, clipvalue=0.05),
   "released_code": cser(RESET, GRADIENT, 3, 0.9, wd=0.05, released=True),
   "released_code_every_step": cser(RESET, GRADIENT, 1, released=True),
+  "released_code_identity": cser(RESET, Identity(), 3, released=True),
 }
 
 SPECIAL = {

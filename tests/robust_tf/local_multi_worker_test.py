@@ -22,6 +22,7 @@ SCRIPT = "tests.robust_tf.local_multi_worker_training"
 NAMES = (
   "grbs",
   "top_k_reset",
+  "top_k_gradient",  # with sign bits at the reset
   "local_sgd",
   "ef_sgd_top_k",
   "qsparse",
