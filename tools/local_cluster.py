@@ -31,6 +31,8 @@ from collections.abc import Sequence
 from absl import app
 from absl import flags
 
+from tools.uninterrupted import uninterrupted
+
 TIMED_OUT = 124  # what timeout(1) exits with
 
 _POLL_S = 0.05
@@ -129,12 +131,14 @@ def run(
     processes = []
     try:
       for i in range(num_workers):
-        process = _start([*hosts[i].prefix, *command], environments[i])
-        processes.append(process)
+        with uninterrupted():  # or nobody would know of a process
+          process = _start([*hosts[i].prefix, *command], environments[i])
+          processes.append(process)
         _keep_output(process, logs[i], i, show, readers)
       failed, exit_code = _wait(processes, deadline)
     finally:
-      _end(processes)
+      with uninterrupted():
+        _end(processes)
   return Outcome(exit_code, failed, logs)
 
 

@@ -13,11 +13,11 @@ import dataclasses
 import os
 import re
 import shutil
-import signal
 import subprocess
 from collections.abc import Iterator
 
 from tools.local_cluster import Host
+from tools.uninterrupted import uninterrupted
 
 INTERFACE = "eth0"
 
@@ -149,16 +149,11 @@ def _token_bucket(bits_per_s: float) -> list[str]:
 
 def _remove(names: list[str]) -> None:
   """Removes the namespaces of these names, and their links with them."""
-  # A second signal must not stop this half-way.
-  blocked = {signal.SIGINT, signal.SIGTERM}
-  before = signal.pthread_sigmask(signal.SIG_BLOCK, blocked)
-  try:
+  with uninterrupted():
     left = set(existing())
     for name in names:
       if name in left:
         _run("ip", "netns", "del", name)
-  finally:
-    signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def existing() -> list[str]:

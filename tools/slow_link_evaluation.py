@@ -12,7 +12,7 @@ import numpy as np
 from robust_tf.training.data import Dataset
 from tools.rendezvous import Rendezvous
 
-_LOSS_EXAMPLES = 2000  # of the training examples, at most
+_LOSS_EXAMPLES = 1000  # of the training examples, at most
 
 
 class MeanModel:

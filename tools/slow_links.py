@@ -23,7 +23,7 @@ the steps are over. The columns:
 - sent, counted: 1000 bytes that a worker's interface sent by step, evaluations
   left out; and what the optimizer says that it handed to collectives.
 
-The loss is that of the mean of the workers' models on at most 2000 training
+The loss is that of the mean of the workers' models on at most 1000 training
 examples.
 """
 
@@ -253,7 +253,7 @@ def define_flags() -> None:
   flags.DEFINE_integer("batch_size", 32, "Of each worker.", 1)
   flags.DEFINE_float("learning_rate", 0.05, "Of all methods.")
   flags.DEFINE_float("target_loss", 0.1, "Ends a run.", 0)
-  flags.DEFINE_integer("steps", 150, "A run's most steps.", 2)
+  flags.DEFINE_integer("steps", 120, "A run's most steps.", 2)
   flags.DEFINE_integer("evaluate_every", 2, "Steps between evaluations.", 1)
   flags.DEFINE_integer("seed", 0, "Of data, order and initial model.")
   flags.DEFINE_float("timeout_s", 3600, "Ends all.", 1)

@@ -44,7 +44,7 @@ def logits_of(weights, x):
 
 
 @pytest.mark.parametrize("num_workers", [2, 3])
-@pytest.mark.parametrize("num_train", [7, 2100])
+@pytest.mark.parametrize("num_train", [7, 1100])
 def test_all_workers_get_what_the_mean_model_gets(
   num_workers, num_train, tmp_path
 ):
@@ -66,7 +66,7 @@ def test_all_workers_get_what_the_mean_model_gets(
     models = [make_weights((i, r)) for i in range(num_workers)]
     layers = zip(*models, strict=True)
     mean = [np.mean(x, axis=0, dtype=np.float64) for x in layers]
-    count = min(num_train, 2000)
+    count = min(num_train, 1000)
     logits = logits_of(mean, data.x_train[:count])
     shares = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
     right = shares[np.arange(count), data.y_train[:count]]

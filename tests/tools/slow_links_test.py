@@ -19,7 +19,7 @@ from tools.slow_link_methods import METHODS
 
 ROOT = pathlib.Path(__file__).parents[2]
 NOT_ALLOWED = 77
-SMALL = ("--hidden=8", "--batch_size=4", "--mbit=100")
+SMALL = ("--hidden=32", "--batch_size=4", "--mbit=100")
 
 
 def start(*flags, **environment):
@@ -132,7 +132,7 @@ def test_methods_train_on_slow_links(num_workers, allowed, tmp_path):
     (name, rate) for rate in (None, 100e6) for name in METHODS
   ]
   for measurement in measurements:
-    assert measurement["num_parameters"] == 5 * 8 + 8 + 8 * 2 + 2
+    assert measurement["num_parameters"] == 5 * 32 + 32 + 32 * 2 + 2
     steps = [step for step, _, _ in measurement["curve"]]
     assert steps == [1, 2, 4, 6, 8, 9]
     assert measurement["step_s"] > 0 < measurement["compute_s"]
@@ -185,8 +185,11 @@ def test_failing_worker_ends_all_and_is_shown(allowed):
 
 # The probe runs first; after its last line the training does.
 @pytest.mark.parametrize("while_training", [False, True])
+@pytest.mark.parametrize("impatient", [False, True])
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_interrupted_program_leaves_nothing(number, while_training, allowed):
+def test_interrupted_program_leaves_nothing(
+  number, impatient, while_training, allowed
+):
   with start(*SMALL, "--mbit=500") as process:
     if while_training:
       for line in process.stderr:
@@ -197,8 +200,12 @@ def test_interrupted_program_leaves_nothing(number, while_training, allowed):
       assert time.monotonic() < deadline
       time.sleep(0.05)
     process.send_signal(number)
+    if impatient:
+      time.sleep(0.02)
+      process.send_signal(number)
     process.communicate(timeout=60)
-  assert process.returncode == 128 + number
+  # Python itself ends by a signal that comes when the program has ended.
+  assert process.returncode in (128 + number, -number)
   assert not left_by(process)
   assert not [pid for pid in pids if pathlib.Path(f"/proc/{pid}").exists()]
 
