@@ -22,8 +22,6 @@ _DIGIT = tf.int16
 _SIGN = 1 << (_BITS - 1)
 _INTEGER = {tf.float32: tf.int32, tf.float64: tf.int64}
 
-_sum = functools.partial(functools.reduce, tf.add)
-
 
 def order_statistics(
   values: tf.Tensor, ranks: Sequence[int | tf.Tensor]
@@ -56,24 +54,44 @@ def totals(values: tf.Tensor, terms: Callable) -> list[tf.Tensor]:
     values: [groups, rows of a group, d].
     terms: makes tensors [d] of a row [d].
   """
+  zeros = [tf.zeros_like(x) for x in terms(values[0, 0])]
+  return _folded(tf.add, zeros, values, terms)
+
+
+def least_above(values: tf.Tensor, bound: tf.Tensor) -> tf.Tensor:
+  """Returns the least values [d] above a bound [d], +inf where there are none.
+
+  Args:
+    values: [groups, rows of a group, d].
+    bound: [d].
+  """
+  infinity = tf.fill(bound.shape, tf.constant(float("inf"), bound.dtype))
+  (least,) = _folded(
+    tf.minimum,
+    [infinity],
+    values,
+    lambda row: [tf.where(row > bound, row, infinity)],
+  )
+  return least
+
+
+def _folded(function, start, values: tf.Tensor, terms: Callable):
+  """Returns what a function of two tensors makes of the terms of all rows."""
   num_groups, size, d = values.shape
 
-  def of_group(group):
+  def with_group(group, *results):
     # Row by row: a slice of many rows would be copied.
     rows = [
       tf.reshape(tf.slice(values, [group, k, 0], [1, 1, d]), [d])
       for k in range(size)
     ]
-    return [_sum(x) for x in zip(*[terms(row) for row in rows], strict=True)]
+    columns = zip(results, *[terms(row) for row in rows], strict=True)
+    return group + 1, *[functools.reduce(function, x) for x in columns]
 
-  zeros = [tf.zeros_like(x) for x in terms(values[0, 0])]
   return tf.while_loop(
     lambda group, *_: group < num_groups,
-    lambda group, *sums: (
-      group + 1,
-      *[a + b for a, b in zip(sums, of_group(group), strict=True)],
-    ),
-    (tf.constant(0), *zeros),
+    with_group,
+    (tf.constant(0), *start),
   )[1:]
 
 

@@ -20,6 +20,7 @@ from robust_tf.aggregators.rows import FewRows
 from robust_tf.aggregators.rows import ManyRows
 from robust_tf.aggregators.rows import MOST_OF_FEW
 from robust_tf.aggregators.rows import Rows
+from robust_tf.aggregators.updates import accumulation_dtype
 from robust_tf.aggregators.updates import Block
 from robust_tf.aggregators.updates import block_dtype
 from robust_tf.aggregators.updates import compiled
@@ -122,6 +123,7 @@ def _of_few_rows(block: Block, stand_ins, function, *args) -> tf.Tensor:
 
 def _of_many_rows(chunk: tf.Tensor, stand_ins, function, *args) -> tf.Tensor:
   """Returns what a function of rows makes of a chunk's; to be compiled."""
+  chunk = tf.cast(chunk, accumulation_dtype(chunk.dtype))
   if stand_ins is not None:
     column = tf.cast(stand_ins, chunk.dtype)[:, None]
     chunk = tf.where(column == 0, chunk, column)

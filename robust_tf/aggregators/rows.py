@@ -159,11 +159,8 @@ class ManyRows:
     low = self.order_statistic(start)
     if stop == start + 1:
       return low
-    infinity = _infinity(low)
     (num_low,) = self.totals(lambda row: [tf.cast(row <= low, tf.int16)])
-    above = bit_selection.folded(
-      tf.minimum, self.values, lambda row: tf.where(row > low, row, infinity)
-    )
+    above = bit_selection.least_above(self.values, low)
     return low + tf.where(num_low > start + 1, low, above)
 
   def totals(self, terms: Callable) -> list[tf.Tensor]:
