@@ -137,6 +137,44 @@ def test_p1_model_minus_error_is_common(name):
     assert np.ptp(seen["models"] - error, axis=0).max() < TOLERANCE
 
 
+def moves(name, beta=0.9, wd=0.0):
+  """Returns p_i of every step but the first, of what the optimizer keeps."""
+  steps = trained(name).steps
+  return [
+    (
+      now["models"] - before["models"],
+      cases.RATE
+      * (
+        (1 + beta) * now["momentum"]
+        - beta * before["momentum"]
+        + wd * before["models"]
+      ),
+    )
+    for before, now in zip(steps[:-1], steps[1:], strict=True)
+  ]
+
+
+@pytest.mark.parametrize(
+  ("name", "wd"), [("grbs", 0), ("top_k_gradient", 0.05)]
+)
+def test_p2_mean_model_follows_the_mean_update(name, wd):
+  for change, p in moves(name, wd=wd):
+    np.testing.assert_allclose(
+      change.mean(axis=0), -p.mean(axis=0), atol=TOLERANCE
+    )
+
+
+def test_p5_block_moves_alike_and_the_rest_by_itself():
+  for step, (change, p) in enumerate(moves("grbs"), 1):
+    if (step + 1) % 3:
+      block = np.zeros(training.SIZE, bool)
+      block[cases.GRADIENT.support(training.SIZE, step).numpy()] = True
+      assert np.ptp(change[:, block], axis=0).max() < TOLERANCE
+      np.testing.assert_allclose(
+        change[:, ~block], -p[:, ~block], atol=TOLERANCE
+      )
+
+
 @pytest.mark.slow
 def test_p4_identity_reset_leaves_one_model():
   steps = trained("identity_reset").steps
