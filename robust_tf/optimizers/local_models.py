@@ -87,6 +87,9 @@ class LocalModelOptimizer(keras.optimizers.Optimizer, abc.ABC):
     self._state = {}
     self._present = None
     self._functions = {}
+    # Whether this process put the workers' models into the variables; it has
+    # not if they were restored from a checkpoint of a moment between two steps.
+    self._models_are_live = False
     compatibility.let_optimizers_add_callbacks()
 
   @property
@@ -140,11 +143,13 @@ class LocalModelOptimizer(keras.optimizers.Optimizer, abc.ABC):
   @property
   def compression_ratio(self) -> float:
     """The bytes of a whole gradient at every step, over those sent."""
+    if not self.bytes_sent:
+      return float("inf")
     whole = int(self.iterations.numpy()) * sum(
       variable.shape.num_elements() * variable.dtype.size
       for variable in self._models()[0]
     )
-    return whole / self.bytes_sent if self.bytes_sent else float("inf")
+    return whole / self.bytes_sent
 
   def local_models(self) -> list[list[np.ndarray]]:
     """Returns the variables of each worker's model; between steps.
@@ -168,10 +173,25 @@ class LocalModelOptimizer(keras.optimizers.Optimizer, abc.ABC):
     return [[x.numpy() for x in own] for own in self._state[name]]
 
   def build(self, variables):
-    """Creates the optimizer's variables."""
+    """Creates the optimizer's variables.
+
+    Raises:
+      ValueError: it was made under another strategy than the variables; or one
+        of them cannot be trained so.
+    """
     if self.built:
       return
-    requirements.check_variables(type(self).__name__, variables)
+    name = type(self).__name__
+    requirements.check_variables(name, variables)
+    if tf.distribute.has_strategy():
+      requirements.check_made_under(name, self._strategy)
+      self._build(variables)
+    else:
+      # Callbacks run outside the scope.
+      with self._strategy.scope():
+        self._build(variables)
+
+  def _build(self, variables) -> None:
     super().build(variables)
     devices = communication.replica_devices()
     with communication.variables_on(devices[0]):
@@ -183,16 +203,38 @@ class LocalModelOptimizer(keras.optimizers.Optimizer, abc.ABC):
       self._mean_shown = self.add_variable(
         [], "ones", dtype="int32", name="mean_shown"
       )
+      # What the model was when it was last made the mean.
+      self._fingerprint = self.add_variable(
+        [], dtype="int64", name="fingerprint"
+      )
+      # The workers whose state follows: after restoring, those that saved it.
+      self._saved_workers = self.add_variable(
+        [],
+        keras.initializers.Constant(self._num_local_workers),
+        dtype="int32",
+        name="saved_workers",
+      )
     self._num_common = len(self._variables)
     models = {"model": LIKE_MODEL} if self._keeps_models else {}
-    for name, initializer in {**models, **self.initial_state}.items():
-      self._state[name] = [
-        self._variables_of_worker(
-          device, f"{name}_{replica}_{row}", initializer, variables
+    kept = {**models, **self.initial_state}
+    self._state = {name: [] for name in kept}
+    # One worker after the other, so that a checkpoint of other workers is not
+    # mistaken: the first of these are the first of those.
+    for worker in range(self._num_local_workers):
+      device = devices[worker // (self.workers_per_replica or 1)]
+      for name, initializer in kept.items():
+        self._state[name].append(
+          self._variables_of_worker(
+            device, f"{name}_{worker}", initializer, variables
+          )
         )
-        for replica, device in enumerate(devices)
-        for row in range(self.workers_per_replica or 1)
-      ]
+
+  @property
+  def _num_local_workers(self) -> int:
+    """The number of workers of this process."""
+    with self._strategy.scope():
+      num_replicas = len(communication.replica_devices())
+    return num_replicas * (self.workers_per_replica or 1)
 
   @property
   def _keeps_models(self) -> bool:
@@ -275,6 +317,10 @@ class LocalModelOptimizer(keras.optimizers.Optimizer, abc.ABC):
   def _step(self, merged) -> None:
     """Does a step, given the gradients of all replicas of this process."""
     requirements.check_not_compiled()
+    self._models_are_live = True
+    if self._keeps_models and self.workers_per_replica is None:
+      # Such steps, as those of `train_on_batch`, are from the mean model.
+      tf.cond(tf.equal(self._mean_shown, 1), self._restart_state, lambda: None)
     workers = Workers(self.workers_per_replica or 1, self._count)
     self.update(
       workers,
@@ -348,7 +394,9 @@ class LocalModelOptimizer(keras.optimizers.Optimizer, abc.ABC):
     if len(models) == rows:
       return models
     context = tf.distribute.get_replica_context()
-    replica = context.replica_id_in_sync_group % (len(models) // rows)
+    # In a graph a constant; of several processes, each counts on.
+    index = int(tf.get_static_value(context.replica_id_in_sync_group))
+    replica = index % (len(models) // rows)
     return models[replica * rows : (replica + 1) * rows]
 
   @property
@@ -369,6 +417,7 @@ class LocalModelOptimizer(keras.optimizers.Optimizer, abc.ABC):
     """
     if not self.built or not self._keeps_models or self._mean_is_shown:
       return False
+    self._check_live()
     self._run("show", self._show, statistics)
     return True
 
@@ -386,12 +435,14 @@ class LocalModelOptimizer(keras.optimizers.Optimizer, abc.ABC):
       of_replicas = self._models(statistics)
       means = replicas.mean(replicas.map(read, of_replicas))
       replicas.map(assign, of_replicas, means)
+    self._fingerprint.assign(_fingerprint(self._models()[0]))
     self._mean_shown.assign(1)
 
   def hide_mean(self) -> None:
     """Puts the workers' models back, for training to go on."""
     if self.built and self._keeps_models and self._mean_is_shown:
       self._run("hide", self._hide)
+      self._models_are_live = True
 
   def _hide(self) -> None:
     if self.workers_per_replica is None:
@@ -404,12 +455,35 @@ class LocalModelOptimizer(keras.optimizers.Optimizer, abc.ABC):
     """Gets ready to train, from what each worker kept if that is the model's.
 
     If the model was set to other values, or the number of workers is another,
-    every worker goes on from the model as it is.
+    every worker goes on from the model as it is. To be called outside of
+    `strategy.run`, by all processes, before a training loop of one's own goes
+    on from what was restored.
+
+    Raises:
+      ValueError: what was restored was saved while the models differed.
     """
-    if not self.built or not self._keeps_models or not self._mean_is_shown:
+    if not self.built:
+      return
+    saved_workers = int(self._saved_workers.numpy())
+    if saved_workers != self._num_local_workers:
+      logging.warning(
+        "%s: saved by %d workers, goes on with %d: each starts from the saved"
+        " model, and from the mean of what they kept",
+        self.name,
+        saved_workers,
+        self._num_local_workers,
+      )
+      self._share_state(saved_workers)
+      if self._keeps_models:
+        self._restart()
+      return
+    if not self._keeps_models:
+      return
+    if not self._mean_is_shown:
+      self._check_live()
       return
     if bool(self._run("agree", self._agree)):
-      self._run("hide", self._hide)
+      self.hide_mean()
       return
     if int(self.iterations.numpy()):
       logging.warning(
@@ -419,33 +493,49 @@ class LocalModelOptimizer(keras.optimizers.Optimizer, abc.ABC):
         self.name,
         self.num_workers,
       )
-    self._run("restart", self._restart)
+    self._restart()
+
+  def _check_live(self) -> None:
+    """Checks that a model's variables are what this process trained.
+
+    Raises:
+      ValueError: they are not: all are now those of one worker.
+    """
+    if self.workers_per_replica is None and not self._models_are_live:
+      raise ValueError(
+        f"{self.name} is restored from a checkpoint that was saved within an"
+        " epoch: it holds one worker's model, and not the others'; save at the"
+        " end of an epoch, or inside `with robust_tf.mean_model(model):`"
+      )
 
   def _agree(self) -> tf.Tensor:
-    """Returns whether the model is the mean of what the workers kept."""
-    workers = Workers(self.workers_per_replica or 1)
-    rows = self.workers_per_replica or 1
-    means = workers.mean(workers.map(read, self._state["model"]))
-    replicas = Workers()
-    equal = replicas.map(
-      lambda model, mean: [
-        tf.cast(
-          tf.reduce_all(
-            [
-              tf.reduce_all(tf.equal(x, y))
-              for x, y in zip(model, mean, strict=True)
-            ]
-          ),
-          tf.float32,
-        )
-      ],
-      self._models(),
-      means[::rows],
-    )
+    """Returns whether the model is still what it was as the mean."""
+    fingerprint = _fingerprint(self._models()[0])
+    equal = tf.cast(tf.equal(fingerprint, self._fingerprint), tf.float32)
     # All processes have to come to the same.
-    return tf.equal(replicas.mean(equal)[0][0], 1.0)
+    replicas = Workers()
+    return tf.equal(replicas.mean([[equal]] * len(replicas.devices))[0][0], 1.0)
+
+  def _share_state(self, saved_workers: int) -> None:
+    """Gives each worker the mean of what the workers have that were restored.
+
+    Args:
+      saved_workers: how many saved it, in one process.
+    """
+    for name, by_worker in self._state.items():
+      if name != "model":
+        for variables in zip(*by_worker, strict=True):
+          restored = [x.numpy() for x in variables[:saved_workers]]
+          for variable in variables:
+            variable.assign(np.mean(restored, axis=0))
+    self._saved_workers.assign(self._num_local_workers)
 
   def _restart(self) -> None:
+    """Lets all workers go on from the model as it is."""
+    self._run("restart", self._restart_state)
+    self._models_are_live = True
+
+  def _restart_state(self) -> None:
     rows = self.workers_per_replica or 1
     replicas = Workers()
     values = replicas.map(read, self._models())
@@ -493,36 +583,28 @@ class LocalModelOptimizer(keras.optimizers.Optimizer, abc.ABC):
     """Loads what was saved, also for another number of workers.
 
     Each worker then gets the mean of what the saved workers kept.
+
+    Raises:
+      ValueError: it was saved by another optimizer, or for another model.
     """
     if not self.built or len(store.keys()) == len(self._variables):
       super().load_own_variables(store)
       return
     saved = [store[str(i)][()] for i in range(len(store.keys()))]
     common, kept = saved[: self._num_common], saved[self._num_common :]
-    num_variables = len(self._trainable_variables)
-    num_saved, rest = divmod(len(kept), len(self._state) * num_variables)
-    if rest:
+    own = self._variables[self._num_common :]
+    stride = len(own) // self._num_local_workers
+    if len(kept) % stride or any(
+      value.shape != variable.shape
+      for value, variable in zip(saved, self._variables, strict=False)
+    ):
       raise ValueError(
         f"{self.name}: the file holds the state of another optimizer or model"
       )
     for variable, value in zip(self._variables, common, strict=False):
       variable.assign(value)
-    logging.warning(
-      "%s: saved by %d workers, loaded for %d: each starts from the mean of"
-      " what they kept",
-      self.name,
-      num_saved,
-      len(communication.replica_devices()) * (self.workers_per_replica or 1),
-    )
-    for values in self._state.values():
-      by_worker, kept = (
-        kept[: num_saved * num_variables],
-        kept[num_saved * num_variables :],
-      )
-      for k in range(num_variables):
-        mean = np.mean(by_worker[k::num_variables], axis=0)
-        for own in values:
-          own[k].assign(mean)
+    for k, variable in enumerate(own):
+      variable.assign(np.mean(kept[k % stride :: stride], axis=0))
 
   def get_config(self):
     """Returns what `from_config` makes this optimizer of."""
@@ -533,3 +615,16 @@ class LocalModelOptimizer(keras.optimizers.Optimizer, abc.ABC):
       **{name: config[name] for name in kept},
       "workers_per_replica": self.workers_per_replica,
     }
+
+
+def _fingerprint(variables: Sequence[tf.Variable]) -> tf.Tensor:
+  """Returns an int64 that is another if a bit of the values is."""
+  integers = {2: tf.int16, 4: tf.int32, 8: tf.int64}
+  fingerprint = tf.zeros([], tf.int64)
+  for value in read(variables):
+    bits = tf.bitcast(tf.reshape(value, [-1]), integers[value.dtype.size])
+    odd = 2 * tf.range(tf.size(bits, tf.int64), dtype=tf.int64) + 1
+    fingerprint = 31 * fingerprint + tf.reduce_sum(
+      tf.cast(bits, tf.int64) * odd
+    )
+  return fingerprint

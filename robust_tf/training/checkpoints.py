@@ -29,25 +29,29 @@ class Checkpoints:
     model: keras.Model,
     optimizer: keras.optimizers.Optimizer,
     journal: Journal,
+    *,
+    of_each_process: bool,
   ):
     """Says what is saved, and where.
 
     Args:
-      directory: of the checkpoints; all processes read them, the chief writes.
-      process: this one. TensorFlow wants others to save too: they do, to a
-        folder that is thrown away.
+      directory: of the checkpoints.
+      process: this one. TensorFlow wants all to save.
       model: its weights are saved.
       optimizer: built for the model.
       journal: of the run.
+      of_each_process: whether each process saves what its own workers keep,
+        in a folder of its own, and goes on from there. If not, all go on from
+        what the chief saves, and what others do is thrown away.
     """
-    self._directory = directory
     self._journal = journal
     self._checkpoint = tf.train.Checkpoint(
       model=model, optimizer=optimizer, journal=journal
     )
-    if process.is_chief:
-      written = directory
-    else:
+    if of_each_process and not process.is_chief:
+      directory = os.path.join(directory, f"process_{process.index}")
+    self._directory = written = directory
+    if not (process.is_chief or of_each_process):
       self._thrown_away = tempfile.TemporaryDirectory()
       written = self._thrown_away.name
     self._manager = tf.train.CheckpointManager(

@@ -1,5 +1,6 @@
 """What the settings stand for: strategy, rule, attack, optimizer."""
 
+import dataclasses
 import functools
 import inspect
 from collections.abc import Callable
@@ -8,18 +9,29 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+import robust_tf
 from robust_tf.aggregators import AGGREGATORS
 from robust_tf.attacks import ATTACKS
 from robust_tf.attacks import Byzantine
+from robust_tf.compressors import COMPRESSORS
 from robust_tf.training.choices import LABEL_FLIP
+from robust_tf.training.job_flags import CompressorChoice
 from robust_tf.training.settings import Settings
 
-_OPTIMIZERS = {
+OPTIMIZERS = {
   "sgd": keras.optimizers.SGD,
-  "momentum": keras.optimizers.SGD,
+  "momentum": functools.partial(keras.optimizers.SGD, momentum=0.9),
   "adam": keras.optimizers.Adam,
   "adagrad": keras.optimizers.Adagrad,
   "rmsprop": keras.optimizers.RMSprop,
+  "cser": robust_tf.CSER,
+  "csea": robust_tf.CSEA,
+  "cser_pl": robust_tf.CSER_PL,
+  "local_sgd": robust_tf.LocalSGD,
+  "error_feedback_sgd": robust_tf.ErrorFeedbackSGD,
+  "qsparse_local_sgd": robust_tf.QSparseLocalSGD,
+  "adaalter": robust_tf.AdaAlter,
+  "local_adaalter": robust_tf.LocalAdaAlter,
 }
 
 
@@ -134,8 +146,18 @@ def make_byzantine(
   return byzantine
 
 
-def make_optimizer(settings: Settings) -> keras.optimizers.Optimizer:
-  """Returns the optimizer that gets the aggregate, with its schedule."""
+def make_optimizer(
+  settings: Settings, workers_per_replica: int | None
+) -> keras.optimizers.Optimizer:
+  """Returns the optimizer, with its schedule.
+
+  Args:
+    settings: of the run.
+    workers_per_replica: of an optimizer with local models; None for one each.
+
+  Raises:
+    ValueError: its compressor is none for such a model.
+  """
   rate = settings.learning_rate
   if settings.decay_steps:
     powers = range(len(settings.decay_steps) + 1)
@@ -144,6 +166,26 @@ def make_optimizer(settings: Settings) -> keras.optimizers.Optimizer:
       boundaries=[step - 1 for step in settings.decay_steps],
       values=[rate * settings.decay_factor**k for k in powers],
     )
-  momentum = settings.optimizer == "momentum"
-  arguments = {"momentum": settings.momentum} if momentum else {}
-  return _OPTIMIZERS[settings.optimizer](rate, **arguments)
+  arguments = {
+    name: _compressor(name, value, settings.seed)
+    if isinstance(value, CompressorChoice)
+    else value
+    for name, value in settings.optimizer_arguments.items()
+  }
+  if settings.has_local_models:
+    arguments["workers_per_replica"] = workers_per_replica
+  return OPTIMIZERS[settings.optimizer](rate, **arguments)
+
+
+def _compressor(flag: str, choice: CompressorChoice, seed: int):
+  """Returns the compressor that a flag chooses."""
+  kind = COMPRESSORS[choice.name]
+  fields = [field.name for field in dataclasses.fields(kind)]
+  arguments = {} if choice.number is None else {fields[0]: choice.number}
+  if "seed" in fields:
+    # Two compressors of a step should not draw alike.
+    arguments["seed"] = 2 * seed + (flag == "reset_compressor")
+  try:
+    return kind(**arguments)
+  except ValueError as error:
+    raise ValueError(f"--{flag}={choice.name}: {error}") from None

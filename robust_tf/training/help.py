@@ -1,5 +1,6 @@
 """What `robust-train --help` prints."""
 
+import re
 import textwrap
 from collections.abc import Iterator
 
@@ -14,12 +15,16 @@ _USAGE = """\
 usage: robust-train [--flagfile=FILE] [--NAME=VALUE ...]
 
 Trains a model on n workers of which some may be Byzantine: an aggregation rule
-makes one update of theirs. A flag that comes later wins, so give --flagfile
-first and what differs from it after.
+makes one update of theirs. Or on n workers that send little: with optimizers
+such as cser each has a model of its own, or sends a part of its step.
+
+A flag that comes later wins, so give --flagfile first and what differs from it
+after.
 
 examples:
   robust-train --aggregator=phocas --trim=8 --attack=gaussian --byzantine=0-5
   robust-train --flagfile=configs/train/digits_krum_ipm.flags --output=krum
+  robust-train --optimizer=cser --gradient_compressor=grbs:64 --sync_period=8
   robust-train --flagfile=krum/run.flags --seed=1 --output=krum_again
 """
 _WIDTH, _INDENT = 80, 30
@@ -51,7 +56,11 @@ def _flag_lines(
     for table in tables.values()
     for taker in parameters(table).get(flag.name, ())
   ]
-  text = flag.help.removeprefix(f"<{_value(flag)[1:]}>: ")  # absl's own
+  takers += [
+    name for name, taken in job_flags.OPTIMIZERS.items() if flag.name in taken
+  ]
+  # absl puts the values of an enum in front.
+  text = re.sub(r"^<[^>]*>: ", "", flag.help)
   if takers:
     text = f"{', '.join(takers)}: {text[0].lower()}{text[1:]}"
   if flag.default is not None and not flag.boolean:
@@ -70,10 +79,14 @@ def _value(flag: flags.Flag) -> str:
     return ""
   choices = getattr(flag.parser, "enum_values", None)
   if choices:
-    return f"={'|'.join(choices)}"
-  return {"int": "=N", "float": "=X", "list of integers": "=N,N-N,..."}.get(
-    flag.flag_type(), "=TEXT"
-  )
+    shown = f"={'|'.join(choices)}"
+    return shown if len(shown) < _WIDTH // 2 else "=NAME"
+  return {
+    "int": "=N",
+    "float": "=X",
+    "list of integers": "=N,N-N,...",
+    "compressor": "=NAME:X",
+  }.get(flag.flag_type(), "=TEXT")
 
 
 def _choice_lines(table: Signatures) -> list[str]:

@@ -15,6 +15,7 @@ import numpy as np
 import tensorflow as tf
 
 from robust_tf.aggregation_report import AggregationReport
+from robust_tf.communication_report import CommunicationReport
 from robust_tf.distribute.validation_loss import ValidationLoss
 from robust_tf.distribute.vectorized_workers import VectorizedWorkers
 from robust_tf.optimizers.robust import RobustOptimizer
@@ -81,7 +82,7 @@ class Job:
       initial_epoch=journal.step // every,
       epochs=math.ceil(settings.steps / every),
       steps_per_epoch=every,
-      callbacks=[AggregationReport(), callback],
+      callbacks=[_report(settings), callback],
       shuffle=False,
       verbose=0,
     )
@@ -120,6 +121,7 @@ def prepare(
       model,
       trainer.optimizer,
       journal,
+      of_each_process=settings.has_local_models,
     )
     step = _agreed(strategy, process, checkpoints.latest_step())
     if step:
@@ -144,24 +146,13 @@ def _compiled(
 ) -> keras.Model:
   """Returns the model, or its workers on each replica, ready to train."""
   loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
-  rule = experiment.make_rule(settings)
   replicas = strategy.num_replicas_in_sync
   simulated = settings.workers > replicas
   per_replica = settings.workers // replicas if simulated else None
   trainer = VectorizedWorkers(model, per_replica) if simulated else model
-  validation_loss = None
-  if settings.takes_loss:
-    validation_loss = ValidationLoss(
-      model, loss, _validation(settings, dataset)
-    )
-  optimizer = RobustOptimizer(
-    experiment.make_optimizer(settings),
-    rule,
-    byzantine=experiment.make_byzantine(settings, rule, model.count_params()),
-    validation_loss=validation_loss,
-    workers_per_replica=per_replica,
-    report=True,
-  )
+  optimizer = experiment.make_optimizer(settings, per_replica)
+  if not settings.has_local_models:
+    optimizer = _aggregating(settings, dataset, model, optimizer, per_replica)
   optimizer.build(model.trainable_variables)
   trainer.compile(
     optimizer,
@@ -172,6 +163,39 @@ def _compiled(
     jit_compile=False,
   )
   return trainer
+
+
+def _report(settings: Settings) -> keras.callbacks.Callback:
+  """Returns what adds to the logs what the optimizer says of itself."""
+  if settings.has_local_models:
+    return CommunicationReport()
+  return AggregationReport()
+
+
+def _aggregating(
+  settings: Settings,
+  dataset: Dataset,
+  model: keras.Model,
+  optimizer: keras.optimizers.Optimizer,
+  workers_per_replica: int | None,
+) -> RobustOptimizer:
+  """Returns an optimizer of what the rule makes of the workers' gradients."""
+  rule = experiment.make_rule(settings)
+  validation_loss = None
+  if settings.takes_loss:
+    validation_loss = ValidationLoss(
+      model,
+      keras.losses.SparseCategoricalCrossentropy(from_logits=True),
+      _validation(settings, dataset),
+    )
+  return RobustOptimizer(
+    optimizer,
+    rule,
+    byzantine=experiment.make_byzantine(settings, rule, model.count_params()),
+    validation_loss=validation_loss,
+    workers_per_replica=workers_per_replica,
+    report=True,
+  )
 
 
 def _validation(settings: Settings, dataset: Dataset) -> tf.data.Dataset:
@@ -234,16 +258,15 @@ def _distributed(
 def _agreed(
   strategy: tf.distribute.Strategy, process: Process, step: int
 ) -> int:
-  """Returns the chief's step: all processes must go on from the same."""
+  """Returns the earliest step of all: processes must go on from the same."""
   if process.count == 1:
     return step
 
   @tf.function(autograph=False)
-  def total():
-    of_chief = strategy.run(lambda: tf.constant(step * process.is_chief))
-    return strategy.reduce("SUM", of_chief, axis=None)
+  def steps():
+    return strategy.gather(strategy.run(lambda: tf.constant([step])), axis=0)
 
-  return int(total()) * process.count // strategy.num_replicas_in_sync
+  return int(tf.reduce_min(steps()))
 
 
 def _writer(settings: Settings, process: Process) -> tf.summary.SummaryWriter:

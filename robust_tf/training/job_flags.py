@@ -5,6 +5,7 @@ partitions take are unset by default, and then the function's own default holds;
 which function takes which is read from the functions, see `choices`.
 """
 
+import dataclasses
 import re
 from collections.abc import Sequence
 
@@ -29,7 +30,43 @@ PLACE = frozenset({"output", "overwrite"})
 # Of absl's own, which are no settings.
 _ABSL = frozenset({"flagfile", "undefok"})
 
-OPTIMIZERS = ("sgd", "momentum", "adam", "adagrad", "rmsprop")
+# The flags that each optimizer takes, beside the learning rate. The first take
+# the aggregated update, each once for all workers.
+AGGREGATING = {
+  "sgd": (),
+  "momentum": ("momentum",),
+  "adam": (),
+  "adagrad": (),
+  "rmsprop": (),
+}
+# With these each worker has a model of its own, or sends a part of its step.
+LOCAL = {
+  "cser": (
+    "momentum",
+    "sync_period",
+    "reset_compressor",
+    "gradient_compressor",
+  ),
+  "csea": ("momentum", "compressor"),
+  "cser_pl": ("momentum", "sync_period", "compressor"),
+  "local_sgd": ("momentum", "sync_period"),
+  "error_feedback_sgd": ("momentum", "compressor"),
+  "qsparse_local_sgd": ("momentum", "sync_period", "compressor"),
+  "adaalter": (),
+  "local_adaalter": ("sync_period",),
+}
+OPTIMIZERS = {**AGGREGATING, **LOCAL}
+
+# The argument of each compressor that its flag gives after a colon.
+COMPRESSORS = {
+  "identity": None,
+  "zero": None,
+  "grbs": "ratio",
+  "random_k": "ratio",
+  "top_k": "ratio",
+  "scaled_sign": None,
+  "qsgd": "levels",
+}
 
 
 class IntegerListParser(flags.ArgumentParser):
@@ -60,6 +97,68 @@ class IntegerListParser(flags.ArgumentParser):
   def flag_type(self) -> str:
     """Returns the type's name."""
     return "list of integers"
+
+
+@dataclasses.dataclass(frozen=True)
+class CompressorChoice:
+  """A compressor that a flag names.
+
+  Attributes:
+    name: of `COMPRESSORS`.
+    number: its ratio or levels; None for its default, or where it takes none.
+  """
+
+  name: str
+  number: float | None = None
+
+  def __str__(self) -> str:
+    return self.name if self.number is None else f"{self.name}:{self.number:g}"
+
+
+class CompressorParser(flags.ArgumentParser):
+  """Parses a compressor: "grbs:32", "top_k:16", "scaled_sign"."""
+
+  syntactic_help = "a compressor, such as grbs:32, top_k:16 or scaled_sign"
+
+  def parse(self, argument: str | CompressorChoice) -> CompressorChoice:
+    """Returns the compressor's name and number.
+
+    Raises:
+      ValueError: there is no such compressor, or it has no such number.
+    """
+    if isinstance(argument, CompressorChoice):
+      return argument
+    name, colon, text = argument.partition(":")
+    if name not in COMPRESSORS:
+      raise ValueError(
+        f"{name!r} is no compressor{near(name, COMPRESSORS)}; there are:"
+        f" {', '.join(COMPRESSORS)}"
+      )
+    argument_name = COMPRESSORS[name]
+    if not colon and argument_name != "ratio":
+      return CompressorChoice(name)
+    if argument_name is None:
+      raise ValueError(f"{name} takes no number")
+    try:
+      number = int(text) if argument_name == "levels" else float(text)
+    except ValueError:
+      raise ValueError(
+        f"{argument!r} needs a number after the colon, as {name}:16, its"
+        f" {argument_name}"
+      ) from None
+    return CompressorChoice(name, number)
+
+  def flag_type(self) -> str:
+    """Returns the type's name."""
+    return "compressor"
+
+
+class CompressorSerializer(flags.ArgumentSerializer):
+  """Writes what `CompressorParser` reads."""
+
+  def serialize(self, value: CompressorChoice) -> str:
+    """Returns the text of a compressor."""
+    return str(value)
 
 
 def define_flags(values: flags.FlagValues) -> None:
@@ -238,12 +337,37 @@ def _define_attack(values: flags.FlagValues) -> None:
 def _define_optimizer(values: flags.FlagValues) -> None:
   group = {"flag_values": values, "module_name": OPTIMIZER}
   flags.DEFINE_enum(
-    "optimizer", "sgd", OPTIMIZERS, "Takes the aggregated update.", **group
+    "optimizer",
+    "sgd",
+    list(OPTIMIZERS),
+    f"{', '.join(AGGREGATING)} take the aggregated update. With"
+    f" {', '.join(LOCAL)} each worker has a model of its own, or sends a part"
+    " of its step.",
+    **group,
   )
   flags.DEFINE_float("learning_rate", 0.1, "At the start.", **group)
-  flags.DEFINE_float(
-    "momentum", None, "Of --optimizer=momentum. Default: 0.9.", **group
+  flags.DEFINE_float("momentum", None, "Default: 0.9.", **group)
+  flags.DEFINE_integer(
+    "sync_period",
+    None,
+    "Steps from one synchronisation to the next, H.",
+    lower_bound=1,
+    **group,
   )
+  for name, sent in (
+    ("compressor", "is sent"),
+    ("reset_compressor", "of the error is averaged every H steps"),
+    ("gradient_compressor", "of each step is sent"),
+  ):
+    flags.DEFINE(
+      CompressorParser(),
+      name,
+      None,
+      f"What {sent}: {', '.join(COMPRESSORS)}, with its ratio or levels after a"
+      " colon, as grbs:32.",
+      serializer=CompressorSerializer(),
+      **group,
+    )
   flags.DEFINE(
     IntegerListParser(),
     "decay_steps",

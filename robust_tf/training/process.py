@@ -21,10 +21,12 @@ class Process:
 
   Attributes:
     count: how many there are.
+    index: of this one, among those of its job.
     is_chief: whether this one writes the results.
   """
 
   count: int = 1
+  index: int = 0
   is_chief: bool = True
 
 
@@ -70,6 +72,7 @@ def _parse(config) -> Process:
     raise ValueError(f"its cluster has no task {kind} {index}")
   return Process(
     count=sum(map(len, jobs.values())),
+    index=index,
     is_chief=kind == "chief" or ("chief" not in jobs and index == 0),
   )
 

@@ -15,6 +15,7 @@ _SHOWN = {
   "loss": "loss {:.4g}",
   "test_accuracy": "accuracy {:.4f}",
   "rows_accepted": "{:.1f} rows accepted",
+  "compression_ratio": "{:.0f} times fewer bytes",
 }
 
 

@@ -31,6 +31,8 @@ _COLUMNS = {
   "test_accuracy": "{:.4f}",
   "rows_accepted": "{:.1f}",
   "rows_non_finite": "{:.1f}",
+  "bytes_sent": "{:.3g}",
+  "compression_ratio": "{:.1f}",
 }
 
 
@@ -123,7 +125,10 @@ def write_result(
 
 def title(settings: Settings) -> str:
   """Returns one line that says what is trained, and against what."""
-  rule = _call(settings.aggregator, settings.aggregator_arguments)
+  if settings.has_local_models:
+    rule = _call(settings.optimizer, settings.optimizer_arguments)
+  else:
+    rule = _call(settings.aggregator, settings.aggregator_arguments)
   if settings.attack is None:
     return f"{rule} on {settings.workers} honest workers"
   attack = _call(settings.attack, settings.attack_arguments)
@@ -137,13 +142,15 @@ def _call(name: str, arguments) -> str:
 
 
 def table(evaluations: Sequence[Evaluation]) -> Iterator[str]:
-  """Yields the evaluations, a line each, below their names."""
-  yield "  ".join(name.replace("_", " ") for name in _COLUMNS)
+  """Yields the evaluations, a line each, below the names of what was found."""
+  found = set().union(*evaluations)
+  columns = {name: text for name, text in _COLUMNS.items() if name in found}
+  yield "  ".join(name.replace("_", " ") for name in columns)
   for evaluation in evaluations:
     cells = [
       text.format(evaluation[name]) if name in evaluation else ""
-      for name, text in _COLUMNS.items()
+      for name, text in columns.items()
     ]
     yield "  ".join(
-      f"{cell:>{len(name)}}" for cell, name in zip(cells, _COLUMNS, strict=True)
+      f"{cell:>{len(name)}}" for cell, name in zip(cells, columns, strict=True)
     ).rstrip()

@@ -10,8 +10,11 @@ from collections.abc import Mapping
 from collections.abc import Sequence
 
 from robust_tf.training.choices import chosen_arguments
+from robust_tf.training.choices import LABEL_FLIP
 from robust_tf.training.choices import signatures
 from robust_tf.training.job_flags import flag_texts
+from robust_tf.training.job_flags import LOCAL
+from robust_tf.training.job_flags import OPTIMIZERS
 from robust_tf.training.job_flags import parse_flags
 
 Arguments = Mapping[str, object]
@@ -21,8 +24,10 @@ Arguments = Mapping[str, object]
 class Settings:
   """The flags of a run, see `job_flags`.
 
-  `partition_arguments`, `aggregator_arguments` and `attack_arguments` hold
-  those that the chosen function takes; `takes_loss` says whether the rule
+  `partition_arguments`, `aggregator_arguments`, `attack_arguments` and
+  `optimizer_arguments` hold those that are given to the chosen function or
+  optimizer; `has_local_models` says whether that is one with which workers
+  train models of their own, or send parts; `takes_loss` says whether the rule
   scores updates by a loss. `flags` has the text of each flag that is set and
   bears on the run, as it stands in a flagfile.
   """
@@ -45,8 +50,9 @@ class Settings:
   byzantine: tuple[int, ...]
   attack_start_step: int
   optimizer: str
+  optimizer_arguments: Arguments
+  has_local_models: bool
   learning_rate: float
-  momentum: float
   decay_steps: tuple[int, ...]
   decay_factor: float
   steps: int
@@ -73,6 +79,7 @@ def parse_settings(argv: Sequence[str]) -> Settings:
   _check_attack(settings)
   _check_scoring(values, settings)
   _check_optimizer(values, settings)
+  _check_local_models(settings)
   _check_run(values, settings)
   _check_strategy(settings)
   return settings
@@ -90,11 +97,16 @@ def _settings(
     "flags": texts,
     "byzantine": tuple(values["byzantine"] or ()),
     "decay_steps": tuple(values["decay_steps"] or ()),
+    "optimizer_arguments": {
+      name: values[name]
+      for name in OPTIMIZERS[values["optimizer"]]
+      if values[name] is not None
+    },
+    "has_local_models": values["optimizer"] in LOCAL,
   }
   defaults = {
     "validation_batch_size": 4,
     "checkpoint_every": values["evaluate_every"],
-    "momentum": 0.9,
     "decay_factor": 0.1,
   }
   names = {field.name for field in dataclasses.fields(Settings)}
@@ -151,15 +163,16 @@ def _check_scoring(values: Mapping[str, object], settings: Settings) -> None:
 
 
 def _check_optimizer(values: Mapping[str, object], settings: Settings) -> None:
-  if values["momentum"] is not None and settings.optimizer != "momentum":
-    raise ValueError(
-      f"--momentum is not for --optimizer={settings.optimizer}; it is taken by"
-      " --optimizer=momentum"
-    )
-  if not 0 <= settings.momentum < 1:
-    raise ValueError(
-      f"--momentum={settings.momentum} must be at least 0 and below 1"
-    )
+  for name in sorted({x for taken in OPTIMIZERS.values() for x in taken}):
+    takers = [x for x, taken in OPTIMIZERS.items() if name in taken]
+    if values[name] is not None and settings.optimizer not in takers:
+      raise ValueError(
+        f"--{name} is not for --optimizer={settings.optimizer}; it is taken by"
+        f" --optimizer={' or '.join(takers)}"
+      )
+  momentum = values["momentum"]
+  if momentum is not None and not 0 <= momentum < 1:
+    raise ValueError(f"--momentum={momentum} must be at least 0 and below 1")
   steps = settings.decay_steps
   if values["decay_factor"] is not None and not steps:
     raise ValueError("--decay_factor needs --decay_steps")
@@ -168,6 +181,23 @@ def _check_optimizer(values: Mapping[str, object], settings: Settings) -> None:
   if list(steps) != sorted(set(steps)) or 0 in steps:
     raise ValueError(
       f"--decay_steps={','.join(map(str, steps))} must ascend, from 1 on"
+    )
+
+
+def _check_local_models(settings: Settings) -> None:
+  if not settings.has_local_models:
+    return
+  if settings.aggregator != "mean":
+    raise ValueError(
+      f"--aggregator={settings.aggregator} is not for --optimizer="
+      f"{settings.optimizer}, which averages what the workers send: take one of"
+      " them"
+    )
+  if settings.attack not in (None, LABEL_FLIP):
+    raise ValueError(
+      f"--attack={settings.attack} is on the updates that a rule aggregates,"
+      f" and with --optimizer={settings.optimizer} none does: {LABEL_FLIP}, on"
+      " the examples, is the attack that works with it"
     )
 
 

@@ -11,6 +11,7 @@ import sys
 import pytest
 
 from robust_tf.federated.partition import PARTITIONS
+from robust_tf.training import job_flags
 from robust_tf.training import output
 from robust_tf.training.choices import LABEL_FLIP
 from robust_tf.training.choices import parameters
@@ -157,6 +158,23 @@ def test_where_a_run_goes_is_not_part_of_it():
     (["--learning_rate=nan"], "--learning_rate=nan must be a finite number"),
     (["--momentum=0.5"], "--momentum is not for --optimizer=sgd"),
     (["--optimizer=momentum", "--momentum=1"], "--momentum=1.0 must be"),
+    (["--sync_period=2"], "--sync_period is not for --optimizer=sgd; .*cser"),
+    (
+      ["--optimizer=cser", "--sync_period=0"],
+      "--sync_period=0: 0 is not a",
+    ),
+    (["--optimizer=csea", "--compressor=grbs"], "'grbs' needs a number after"),
+    (["--optimizer=csea", "--compressor=grbs:x"], "'grbs:x' needs a number"),
+    (["--optimizer=csea", "--compressor=grb:2"], r"did you mean grbs\?"),
+    (["--optimizer=csea", "--compressor=zero:2"], "zero takes no number"),
+    (
+      ["--optimizer=local_sgd", "--aggregator=median"],
+      "--aggregator=median is not for --optimizer=local_sgd",
+    ),
+    (
+      ["--optimizer=cser", "--attack=sign_flip", "--byzantine=1"],
+      "--attack=sign_flip is on the updates that a rule aggregates",
+    ),
     (["--decay_factor=0.5"], "--decay_factor needs --decay_steps"),
     (["--decay_steps=5,3"], "--decay_steps=5,3 must ascend"),
     (["--decay_steps=0"], "--decay_steps=0 must ascend, from 1 on"),
@@ -252,6 +270,36 @@ def test_signatures_are_those_of_the_functions():
       assert {k: v is None for k, v in read[key].items()} == expected
 
 
+def test_optimizers_and_compressors_are_those_of_the_package():
+  import robust_tf
+  from robust_tf.compressors import COMPRESSORS
+  from robust_tf.training import experiment
+
+  assert job_flags.OPTIMIZERS.keys() == experiment.OPTIMIZERS.keys()
+  for name, taken in job_flags.LOCAL.items():
+    parameters = inspect.signature(experiment.OPTIMIZERS[name]).parameters
+    offered = {x for names in job_flags.LOCAL.values() for x in names}
+    assert set(taken) == offered & set(parameters)
+    assert experiment.OPTIMIZERS[name].__name__ in robust_tf.__all__
+  assert job_flags.COMPRESSORS.keys() == COMPRESSORS.keys()
+  for name, argument in job_flags.COMPRESSORS.items():
+    first = [*inspect.signature(COMPRESSORS[name]).parameters, None][0]
+    assert argument == (None if first == "seed" else first)
+
+
+def test_compressors_are_read_and_written_alike():
+  argv = ["--optimizer=cser", "--reset_compressor=top_k:2.5"]
+  settings = parse_settings([*argv, "--gradient_compressor=scaled_sign"])
+  assert settings.optimizer_arguments == {
+    "reset_compressor": job_flags.CompressorChoice("top_k", 2.5),
+    "gradient_compressor": job_flags.CompressorChoice("scaled_sign"),
+  }
+  assert settings.flags["reset_compressor"] == "top_k:2.5"
+  assert settings.flags["gradient_compressor"] == "scaled_sign"
+  again = parse_settings([f"--{k}={v}" for k, v in settings.flags.items()])
+  assert again.optimizer_arguments == settings.optimizer_arguments
+
+
 def test_every_parameter_is_a_flag_that_is_unset_or_supplied():
   values = parse_flags([])
   for kind, table in signatures().items():
@@ -287,7 +335,7 @@ def config(**changes):
 
 def test_the_first_worker_is_the_chief():
   process = this_process("multi_worker", config())
-  assert (process.count, process.is_chief) == (2, False)
+  assert (process.count, process.index, process.is_chief) == (2, 1, False)
   first = config(task={"type": "worker", "index": 0})
   assert this_process("multi_worker", first).is_chief
 
