@@ -204,6 +204,7 @@ def draw(results: Results, path: str) -> None:
     axes.axhline(experiment.target_loss, color="grey", linestyle=":")
     axes.set(title=rate_title(rate), xlabel="seconds", yscale="log")
     axes.set_xscale("symlog", linthresh=1)
+    axes.set_xlim(left=0)
     axes.grid(alpha=0.3)
   panels[0, 0].set_ylabel("training loss")
   panels[0, -1].legend(fontsize="small")

@@ -7,7 +7,9 @@ parameters on scikit-learn's digits (enlarged to 28 x 28) with Keras' `fit`:
     python -m tools.slow_links --json=slow_links.json --picture=slow_links.svg
 
 It needs root's rights on Linux, ip(8) and tc(8); where namespaces are not
-allowed it says so and exits with 77. Nothing else should run meanwhile.
+allowed it says so and exits with 77. It takes 15 minutes or so on two cores;
+nothing else should run meanwhile. Only `kill -9` leaves namespaces behind, with
+names slow-links-PID-*, for `ip netns del`.
 
 First plain TCP connections show how fast the links really are. Then each
 method trains on links without a limit for all of --steps, which gives its
