@@ -147,7 +147,7 @@ def make_byzantine(
 
 
 def make_optimizer(
-  settings: Settings, workers_per_replica: int | None
+  settings: Settings, workers_per_replica: int | None = None
 ) -> keras.optimizers.Optimizer:
   """Returns the optimizer, with its schedule.
 
