@@ -42,13 +42,12 @@ class MeanModel(keras.callbacks.Callback):
     self._shown_here = False
 
   def on_train_begin(self, logs=None):
-    """Starts from what the workers kept."""
+    """Leaves the mean model to the other callbacks, which may restore one."""
     self._in_training = True
-    self._optimizer.resume()
 
   def on_epoch_begin(self, epoch, logs=None):
-    """Puts the workers' models back."""
-    self._optimizer.hide_mean()
+    """Puts the workers' models back, unless a callback set other weights."""
+    self._optimizer.resume()
 
   def on_epoch_end(self, epoch, logs=None):
     """Shows the mean model."""
@@ -88,7 +87,8 @@ def mean_model(model: keras.Model) -> Iterator[keras.Model]:
   """Shows the mean of the workers' models, in a training loop of one's own.
 
   To be entered outside of `strategy.run`, by all processes. With an optimizer
-  whose workers have one model it does nothing.
+  whose workers have one model it does nothing. A loop that goes on from what
+  was saved inside calls `model.optimizer.resume()` first.
 
   Args:
     model: is compiled with the optimizer.

@@ -251,6 +251,28 @@ def rule_name(rule: Callable) -> str:
   return type(rule).__name__
 
 
+def check_made_under(
+  optimizer: str, made_under: tf.distribute.Strategy
+) -> None:
+  """Checks that an optimizer is used under the strategy it was made under.
+
+  Args:
+    optimizer: its name, for the message.
+    made_under: the strategy that it was made under.
+
+  Raises:
+    ValueError: the current strategy is another.
+  """
+  strategy = tf.distribute.get_strategy()
+  if strategy is not made_under:
+    raise ValueError(
+      f"{optimizer} was made under"
+      f" {type(made_under).__name__} and is used under"
+      f" {type(strategy).__name__}: make it, and compile the model, inside"
+      " strategy.scope()"
+    )
+
+
 def check_step(optimizer: str, made_under: tf.distribute.Strategy) -> None:
   """Checks where `apply` is called.
 
@@ -261,14 +283,7 @@ def check_step(optimizer: str, made_under: tf.distribute.Strategy) -> None:
   Raises:
     ValueError: under another strategy than that, or outside the replicas.
   """
-  strategy = tf.distribute.get_strategy()
-  if strategy is not made_under:
-    raise ValueError(
-      f"{optimizer} was made under"
-      f" {type(made_under).__name__} and is used under"
-      f" {type(strategy).__name__}: make it, and compile the model, inside"
-      " strategy.scope()"
-    )
+  check_made_under(optimizer, made_under)
   if tf.distribute.in_cross_replica_context():
     raise ValueError(
       f"{optimizer}.apply is called outside the replicas: call it in a"
