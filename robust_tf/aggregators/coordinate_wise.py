@@ -31,7 +31,7 @@ from robust_tf.aggregators.updates import to_blocks
 from robust_tf.aggregators.updates import Updates
 
 # Columns of a chunk. No power of two, or the rows would share cache lines.
-_CHUNK = 2064
+_CHUNK = 1552
 
 RowsFunction = Callable[..., tf.Tensor]
 

@@ -78,6 +78,18 @@ def test_bits_tell_denormals_apart():
   assert found.numpy() == smallest * np.float32(-37)
 
 
+def test_bits_find_the_least_value_above_a_bound():
+  values = hostile(70, 50)
+  bound = values[3]
+  least = answer(
+    many,
+    lambda rows: bit_selection.least_above(rows.values, rows.values[0, 3]),
+    values,
+  )
+  above = np.where(values > bound, values, np.inf)
+  np.testing.assert_array_equal(least, above.min(axis=0))
+
+
 @pytest.mark.parametrize("n", SIZES)
 def test_totals_are_sums_over_all_rows(n):
   values = np.random.default_rng(n).integers(-9, 9, (n, 5)).astype(np.float32)
@@ -97,7 +109,8 @@ def test_totals_of_ranks_are_sums_of_the_sorted(n, ties):
   values = np.random.default_rng(n).normal(size=(n, 30))
   values = values.round(0) if ties else values
   ordered = np.sort(values, axis=0)
-  for start, stop in ((0, n), (n // 4, n - n // 4), (n // 2, n // 2 + 1)):
+  k = n // 2
+  for start, stop in ((0, n), (n // 4, n - n // 4), (k, k + 1), (k, k + 2)):
     np.testing.assert_allclose(
       answer(many, lambda x, a=start, b=stop: x.total_of_ranks(a, b), values),
       ordered[start:stop].sum(axis=0),
