@@ -1,27 +1,15 @@
 """The Byzantine tables as text, as JSON and as pictures."""
 
 import dataclasses
-import os
 from collections.abc import Mapping
 from collections.abc import Sequence
 
-import matplotlib
+import matplotlib.pyplot as plt
+import numpy as np
 
-matplotlib.use("Agg")  # draws files, and needs no display
-# Text stays text; and the same figure is the same file.
-matplotlib.rcParams["svg.fonttype"] = "none"
-matplotlib.rcParams["svg.hashsalt"] = "byzantine"
-
-import matplotlib.pyplot as plt  # noqa: E402  after the line above
-import numpy as np  # noqa: E402
-
-from tools.byzantine_cells import Table  # noqa: E402
-
-# Okabe and Ito's colours, told apart by the colour-blind; and the markers too.
-_COLORS = (
-  "#000000", "#E69F00", "#56B4E9", "#009E73", "#D55E00", "#0072B2", "#CC79A7"
-)  # fmt: skip
-_MARKERS = "osD^vPX"
+from tools import markdown
+from tools import pictures
+from tools.byzantine_cells import Table
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,21 +52,12 @@ def as_text(results: Results) -> str:
     [x.title, *(f"{accuracies[x.name, r.name]:.3f}" for r in results.rules)]
     for x in results.threats
   ]
-  widths = [max(map(len, column)) for column in zip(header, *rows, strict=True)]
-  rules = [
-    f"{'-' * (w - 1)}{'-' if k == 0 else ':'}" for k, w in enumerate(widths)
-  ]
-  lines = [
-    "| "
-    + " | ".join(
-      cell.ljust(width) if k == 0 else cell.rjust(width)
-      for k, (cell, width) in enumerate(zip(row, widths, strict=True))
-    )
-    + " |"
-    for row in [header, rules, *rows]
-  ]
   return "\n".join(
-    [f"{results.table.title} ({results.num_steps} steps)", "", *lines]
+    [
+      f"{results.table.title} ({results.num_steps} steps)",
+      "",
+      markdown.table(header, rows),
+    ]
   )
 
 
@@ -130,7 +109,7 @@ def draw_heat_map(results: Results, title: str, path: str) -> None:
     )  # fmt: skip
   figure.colorbar(image, label="test accuracy", shrink=0.8)
   axes.set_title(title)
-  _save(figure, path)
+  pictures.save(figure, path)
 
 
 def draw_strengths(tables: Sequence[Results], title: str, path: str) -> None:
@@ -143,7 +122,7 @@ def draw_strengths(tables: Sequence[Results], title: str, path: str) -> None:
     accuracies = results.accuracies
     threats = [x for x in results.threats if x.epsilon]
     for rule, color, marker in zip(
-      results.rules, _COLORS, _MARKERS, strict=False
+      results.rules, pictures.COLORS, pictures.MARKERS, strict=False
     ):
       axes.semilogx(
         [x.epsilon for x in threats],
@@ -159,10 +138,4 @@ def draw_strengths(tables: Sequence[Results], title: str, path: str) -> None:
     *row[0, 0].get_legend_handles_labels(), loc="outside right center"
   )
   figure.suptitle(title)
-  _save(figure, path)
-
-
-def _save(figure, path: str) -> None:
-  os.makedirs(os.path.dirname(os.path.abspath(path)), exist_ok=True)
-  figure.savefig(path, metadata={"Date": None})
-  plt.close(figure)
+  pictures.save(figure, path)

@@ -14,20 +14,15 @@ for the digits. A part of the tables:
 """
 
 import collections
-import concurrent.futures
-import contextlib
 import dataclasses
 import functools
 import json
-import multiprocessing
 import os
 import sys
 import time
-from collections.abc import Callable
 from collections.abc import Iterator
 from collections.abc import Sequence
 
-import tensorflow as tf
 from absl import app
 from absl import flags
 
@@ -41,6 +36,7 @@ from tools.byzantine_cells import TABLES
 from tools.byzantine_cells import Threat
 from tools.byzantine_report import Results
 from tools.byzantine_training import train_and_test
+from tools.processes import mapping
 
 
 @dataclasses.dataclass(frozen=True)
@@ -86,9 +82,9 @@ def run(parts: Sequence[Part], jobs: int) -> list[Results]:
 def _outcomes(parts: Sequence[Part], jobs: int) -> Iterator[dict[str, float]]:
   """Yields the accuracies of each part, in order, and says how far it is."""
   begin = time.perf_counter()
-  with _mapping(jobs) as mapping:
+  with mapping(jobs) as run_all:
     for number, (part, outcome) in enumerate(
-      zip(parts, mapping(_run_part, parts), strict=True), start=1
+      zip(parts, run_all(_run_part, parts), strict=True), start=1
     ):
       print(
         f"{number} of {len(parts)} parts after"
@@ -97,23 +93,6 @@ def _outcomes(parts: Sequence[Part], jobs: int) -> Iterator[dict[str, float]]:
         file=sys.stderr,
       )
       yield outcome
-
-
-@contextlib.contextmanager
-def _mapping(jobs: int) -> Iterator[Callable]:
-  """Yields `map`, or what does the same in other processes."""
-  if jobs == 1:
-    yield map
-    return
-  with concurrent.futures.ProcessPoolExecutor(
-    jobs, multiprocessing.get_context("spawn"), initializer=_use_one_thread
-  ) as pool:
-    yield pool.map
-
-
-def _use_one_thread() -> None:
-  tf.config.threading.set_intra_op_parallelism_threads(1)
-  tf.config.threading.set_inter_op_parallelism_threads(1)
 
 
 def _run_part(part: Part) -> dict[str, float]:

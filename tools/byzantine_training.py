@@ -21,14 +21,16 @@ from robust_tf.optimizers.robust import RobustOptimizer
 from robust_tf.training.batches import validation_batches
 from robust_tf.training.batches import WorkerBatches
 from robust_tf.training.data import Dataset
-from robust_tf.training.models import mlp
 from tools.byzantine_cells import NUM_VALIDATION
 from tools.byzantine_cells import Rule
 from tools.byzantine_cells import Table
 from tools.byzantine_cells import Threat
+from tools.small_models import small_model
+from tools.worker_examples import worker_examples
 
 LEARNING_RATE = 0.1
 BATCH_SIZE = 32
+HIDDEN = 32
 
 
 def train_and_test(
@@ -56,7 +58,7 @@ def train_and_test(
   """
   examples = _worker_examples(data, table.num_workers, seed, num_steps)
   inputs = tf.constant(data.x_train)
-  model = _model(data, seed)
+  model = small_model(data, seed, HIDDEN)
   initial = model.get_weights()
   groups = collections.defaultdict(list)
   for threat in threats:
@@ -123,26 +125,6 @@ def _received(threat: Threat, updates, seed) -> tf.Tensor:
   return threat.attack(updates, threat.workers, seed)
 
 
-def _model(data: Dataset, seed: int) -> keras.Model:
-  """Returns a model for these examples, with He's initial weights."""
-  if len(data.input_shape) != 3 or min(data.input_shape[:2]) < 28:
-    return mlp(data.input_shape, data.num_classes, seed)
-  initial = [keras.initializers.HeNormal(3 * seed + k) for k in range(3)]
-  x = inputs = keras.Input(data.input_shape)
-  for filters, initializer in zip((8, 16), initial[:2], strict=True):
-    x = keras.layers.Conv2D(
-      filters,
-      5,
-      strides=2,
-      padding="same",
-      activation="relu",
-      kernel_initializer=initializer,
-    )(x)
-  x = keras.layers.Flatten()(x)
-  x = keras.layers.Dense(data.num_classes, kernel_initializer=initial[2])(x)
-  return keras.Model(inputs, x, name="small_cnn")
-
-
 def _worker_examples(
   data: Dataset, num_workers: int, seed: int, num_steps: int
 ) -> np.ndarray:
@@ -154,12 +136,7 @@ def _worker_examples(
   """
   everything = np.arange(len(data.y_train))
   batches = WorkerBatches(data, [everything] * num_workers, BATCH_SIZE, seed)
-  return np.array(
-    [
-      [batches.examples(worker, step) for worker in range(num_workers)]
-      for step in range(num_steps)
-    ]
-  )
+  return worker_examples(batches, num_steps)
 
 
 def _batches(
