@@ -23,6 +23,7 @@ NAMES = (
   "grbs",
   "top_k_reset",
   "top_k_gradient",  # with sign bits at the reset
+  "released_code",
   "local_sgd",
   "ef_sgd_top_k",
   "qsparse",
