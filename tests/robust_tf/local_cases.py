@@ -23,7 +23,8 @@ RESET = GRBS(4, num_blocks=16, seed=1)
 GRADIENT = GRBS(8, num_blocks=16, seed=2)
 ERROR = ("error",)
 MOMENTUM = ("momentum",)
-ACCUMULATOR = ("accumulator",)
+COMMON = ("common",)
+SQUARES = ("accumulator", "denominator")
 
 
 def constant(step: int) -> float:
@@ -245,7 +246,7 @@ BASELINES = {
       problem, oracle_of(RESET), 3, 0.9, 0.05
     ),
     every(3, RESET),
-    MOMENTUM + ERROR,
+    MOMENTUM + ERROR + COMMON,
     decayed,
   ),
   "qsparse_top_k": Case(
@@ -254,7 +255,7 @@ BASELINES = {
     ),
     lambda problem: oracles.qsparse_local_sgd(problem, oracles.top_k(4), 3),
     every(3, TopK(4)),
-    ERROR,
+    ERROR + COMMON,
   ),
 }
 
@@ -273,7 +274,7 @@ ADAPTIVE = {
       problem, B0_SQUARED, EPSILON_SQUARED, 0.05
     ),
     lambda step: 2 * 4 * SIZE,
-    ACCUMULATOR,
+    SQUARES,
     decayed,
   ),
   "local_adaalter": Case(
@@ -289,7 +290,7 @@ ADAPTIVE = {
       problem, B0_SQUARED, EPSILON_SQUARED, 3, 0.05
     ),
     lambda step: 2 * every(3, Identity())(step),
-    ACCUMULATOR,
+    SQUARES,
     decayed,
   ),
   "local_adaalter_every_step": Case(
@@ -302,7 +303,7 @@ ADAPTIVE = {
     ),
     lambda problem: oracles.adaalter(problem, B0_SQUARED, EPSILON_SQUARED),
     lambda step: 2 * 4 * SIZE,
-    ACCUMULATOR,
+    SQUARES,
   ),
   "local_adaalter_constant_epsilon": Case(
     lambda **more: robust_tf.LocalAdaAlter(
@@ -317,7 +318,7 @@ ADAPTIVE = {
       problem, 0.0, EPSILON_SQUARED, 3, constant_epsilon=True
     ),
     lambda step: 2 * every(3, Identity())(step),
-    ACCUMULATOR,
+    SQUARES,
   ),
 }
 

@@ -236,7 +236,7 @@ def qsparse_local_sgd(
       e = v - sent
       x = x + sent.mean(axis=0)
       x_local = x
-    yield {"models": x_local, "error": e, "momentum": m}
+    yield {"models": x_local, "common": x, "error": e, "momentum": m}
 
 
 def adagrad(problem: Problem, b0_squared, eps_squared) -> Iterator[State]:
@@ -262,7 +262,11 @@ def adaalter(
     g = problem.gradients(x, t)
     x = x - eta * (g.mean(axis=0) / np.sqrt(b_squared + eps_squared) + wd * x)
     b_squared = b_squared + (g * g).mean(axis=0)
-    yield {"models": x, "accumulator": b_squared}
+    yield {
+      "models": x,
+      "accumulator": b_squared,
+      "denominator": b_squared,
+    }
 
 
 def local_adaalter(

@@ -183,12 +183,18 @@ def test_p4_identity_reset_leaves_one_model():
   assert np.ptp(steps[1]["models"], axis=0).max() > 100 * TOLERANCE
 
 
-def test_adaalter_p3_synchronisation_leaves_one_model_and_denominator():
+def test_adaalter_p3_denominator_is_common_and_frozen():
   steps = trained("local_adaalter").steps
-  for step in steps[2::3]:
-    assert np.ptp(step["models"], axis=0).max() < TOLERANCE
-    assert np.ptp(step["accumulator"], axis=0).max() < TOLERANCE
-  assert np.ptp(steps[1]["models"], axis=0).max() > 100 * TOLERANCE
+  for before, now, synced in zip(
+    steps[:-2:3], steps[1:-1:3], steps[2::3], strict=True
+  ):
+    np.testing.assert_array_equal(now["denominator"], before["denominator"])
+    for state in ("models", "accumulator", "denominator"):
+      assert np.ptp(synced[state], axis=0).max() == 0
+    np.testing.assert_array_equal(synced["denominator"], synced["accumulator"])
+    assert np.ptp(now["denominator"], axis=0).max() == 0
+    assert np.all(synced["denominator"] >= now["denominator"])
+    assert np.ptp(now["models"], axis=0).max() > 100 * TOLERANCE
 
 
 @pytest.mark.slow
