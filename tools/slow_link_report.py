@@ -21,6 +21,7 @@ from tools.slow_link_experiment import rate_title  # noqa: E402
 from tools.slow_link_methods import METHODS  # noqa: E402
 
 _BASELINE = "sync_sgd"
+_GOAL_RATE, _GOAL_SPEED_UP, _GOAL_ACCURACY = 20e6, 10.0, 0.005
 # Okabe and Ito's colours, told apart by the colour-blind.
 _COLORS = ("#000000", "#E69F00", "#56B4E9", "#009E73", "#D55E00")
 _COLUMNS = (
@@ -85,7 +86,24 @@ def as_text(results: Results) -> str:
       "",
       *_table(_COLUMNS, [_row(results, x, rate) for x in experiment.methods]),
     ]
-  return "\n".join(lines)
+  return "\n".join([*lines, *_goal(results)])
+
+
+def _goal(results: Results) -> list[str]:
+  """Returns whether CSER is as fast and as good as it is meant to be."""
+  found = results.of("cser", None), results.of(_BASELINE, None)
+  if None in found or _GOAL_RATE not in results.experiment.rates:
+    return []
+  difference = found[0].test_accuracy - found[1].test_accuracy
+  speed_up = results.speed_up("cser", _GOAL_RATE) or 0.0
+  met = speed_up >= _GOAL_SPEED_UP and difference >= -_GOAL_ACCURACY
+  return [
+    "",
+    f"goal: CSER at least {_GOAL_SPEED_UP:g} x as fast as synchronous SGD at"
+    f" {rate_title(_GOAL_RATE)}, its accuracy at most"
+    f" {100 * _GOAL_ACCURACY:g} % lower: {speed_up:.1f} x,"
+    f" {100 * difference:+.2f} %: {'met' if met else 'missed'}",
+  ]
 
 
 def _settings(results: Results) -> list[str]:

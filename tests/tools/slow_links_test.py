@@ -106,8 +106,10 @@ def test_system_without_namespaces_is_one_line_and_77(tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("num_workers", [2, 3])
-def test_methods_train_on_slow_links(num_workers, allowed, tmp_path):
+@pytest.mark.parametrize(
+  ("num_workers", "methods"), [(2, list(METHODS)), (3, ["sync_sgd", "cser"])]
+)
+def test_methods_train_on_slow_links(num_workers, methods, allowed, tmp_path):
   rng = np.random.default_rng(0)
   np.savez(
     tmp_path / "data.npz",
@@ -118,6 +120,7 @@ def test_methods_train_on_slow_links(num_workers, allowed, tmp_path):
   )
   code, output, errors = run(
     *SMALL,
+    *(f"--methods={name}" for name in methods),
     f"--workers={num_workers}",
     f"--data={tmp_path / 'data.npz'}",
     "--steps=9",
@@ -129,7 +132,7 @@ def test_methods_train_on_slow_links(num_workers, allowed, tmp_path):
   content = json.loads((tmp_path / "results.json").read_text())
   measurements = content["measurements"]
   assert [(x["method"], x["rate"]) for x in measurements] == [
-    (name, rate) for rate in (None, 100e6) for name in METHODS
+    (name, rate) for rate in (None, 100e6) for name in methods
   ]
   for measurement in measurements:
     assert measurement["num_parameters"] == 5 * 32 + 32 + 32 * 2 + 2
@@ -138,7 +141,7 @@ def test_methods_train_on_slow_links(num_workers, allowed, tmp_path):
     assert measurement["step_s"] > 0 < measurement["compute_s"]
     assert measurement["sent_bytes"] > (measurement["counted_bytes"] or 0)
   # The link changes how long it takes, and nothing else.
-  count = len(METHODS)
+  count = len(methods)
   for unshaped, shaped in zip(
     measurements[:count], measurements[count:], strict=True
   ):
@@ -154,7 +157,7 @@ def test_run_ends_at_its_target(allowed, tmp_path):
     *SMALL,
     "--methods=sync_sgd",
     "--steps=40",
-    "--target_loss=2.2",
+    "--target_loss=1.5",
     f"--json={tmp_path / 'results.json'}",
   )
   assert code == 0, errors
@@ -163,7 +166,7 @@ def test_run_ends_at_its_target(allowed, tmp_path):
   # Ten classes: 2.3 is where training begins.
   assert unshaped["curve"][-1][0] == 40
   *before, last = shaped["curve"]
-  assert last[-1] <= 2.2 < min(loss for *_, loss in before)
+  assert last[-1] <= 1.5 < min(loss for *_, loss in before)
   assert last[0] == shaped["steps_to_target"] == unshaped["steps_to_target"]
   assert shaped["speed_up"] == 1
 
