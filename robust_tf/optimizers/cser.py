@@ -234,6 +234,8 @@ class CSEA(CSER):
     name: str = "csea",
   ):
     """Takes the arguments of `CSER`, with one compressor; raises as it does."""
+    compressor = compressor_config.from_config(compressor)
+    compressor_config.check_compressor("compressor", compressor)
     super().__init__(
       learning_rate,
       sync_period=1,
@@ -275,6 +277,8 @@ class CSER_PL(CSER):  # noqa: N801  (the paper's name)
     name: str = "cser_pl",
   ):
     """Takes the arguments of `CSER`, with one compressor; raises as it does."""
+    compressor = compressor_config.from_config(compressor)
+    compressor_config.check_compressor("compressor", compressor)
     super().__init__(
       learning_rate,
       sync_period=sync_period,
