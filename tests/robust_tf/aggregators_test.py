@@ -77,6 +77,14 @@ def test_rule_of_half_precision_computes_in_float32(rule):
   assert_close(result, expected, TOLERANCE["float16"])
 
 
+def test_median_of_many_workers_of_half_precision_computes_in_float32():
+  # The sum of the middle two overflows float16.
+  v = 40000 + contracts.gradients(2, n=66, d=5)
+  tensor, v = cast(v, tf.float16)
+  result = aggregators.median(tensor)
+  assert_close(result, np.median(v, axis=0), TOLERANCE["float16"])
+
+
 @pytest.mark.parametrize("far", [1.0, 1e3, 1e8, 1e15])
 def test_geometric_median_reaches_its_optimum(far):
   v = contracts.gradients(8, n=11, d=6)
