@@ -6,24 +6,15 @@ import math
 import os
 from collections.abc import Sequence
 
-import matplotlib
-
-matplotlib.use("Agg")  # draws files, and needs no display
-# Text stays text; and the same figure is the same file.
-matplotlib.rcParams["svg.fonttype"] = "none"
-matplotlib.rcParams["svg.hashsalt"] = "slow_links"
-
-import matplotlib.pyplot as plt  # noqa: E402  after the line above
-
-from tools.slow_link_experiment import Experiment  # noqa: E402
-from tools.slow_link_experiment import Measurement  # noqa: E402
-from tools.slow_link_experiment import rate_title  # noqa: E402
-from tools.slow_link_methods import METHODS  # noqa: E402
+from tools import markdown
+from tools import pictures
+from tools.slow_link_experiment import Experiment
+from tools.slow_link_experiment import Measurement
+from tools.slow_link_experiment import rate_title
+from tools.slow_link_methods import METHODS
 
 _BASELINE = "sync_sgd"
 _GOAL_RATE, _GOAL_SPEED_UP, _GOAL_ACCURACY = 20e6, 10.0, 0.005
-# Okabe and Ito's colours, told apart by the colour-blind.
-_COLORS = ("#000000", "#E69F00", "#56B4E9", "#009E73", "#D55E00")
 _COLUMNS = (
   *("method", "steps", "time s", "x sync", "step s", "compute s", "rest s"),
   *("sent kB", "counted kB"),
@@ -77,14 +68,16 @@ def as_text(results: Results) -> str:
     f" batches of {experiment.batch_size}, time to a training loss of"
     f" {experiment.target_loss:g}",
     "",
-    *_settings(results),
+    _settings(results),
   ]
   for rate, probed in zip(experiment.rates, results.probed, strict=True):
     lines += [
       "",
       f"links: {rate_title(rate)} (plain TCP: {probed / 1e6:.1f} Mbit/s)",
       "",
-      *_table(_COLUMNS, [_row(results, x, rate) for x in experiment.methods]),
+      markdown.table(
+        _COLUMNS, [_row(results, x, rate) for x in experiment.methods]
+      ),
     ]
   return "\n".join([*lines, *_goal(results)])
 
@@ -106,7 +99,7 @@ def _goal(results: Results) -> list[str]:
   ]
 
 
-def _settings(results: Results) -> list[str]:
+def _settings(results: Results) -> str:
   """Returns a table of the methods, with their final accuracy."""
   rows = []
   baseline = results.of(_BASELINE, None)
@@ -131,7 +124,7 @@ def _settings(results: Results) -> list[str]:
     *("method", "settings", f"loss after {steps} steps"),
     *("test accuracy", "to sync"),
   )
-  return _table(columns, rows)
+  return markdown.table(columns, rows, num_left=2)
 
 
 def _row(results: Results, name: str, rate: float | None) -> list[str]:
@@ -154,20 +147,6 @@ def _row(results: Results, name: str, rate: float | None) -> list[str]:
   ]
 
 
-def _table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
-  """Returns the lines of a table in Markdown."""
-  widths = [
-    max(len(x) for x in column) for column in zip(columns, *rows, strict=True)
-  ]
-
-  def line(cells):
-    padded = [x.ljust(w) for x, w in zip(cells, widths, strict=True)]
-    return f"| {' | '.join(padded)} |"
-
-  rule = f"|{'|'.join('-' * (w + 2) for w in widths)}|"
-  return [line(columns), rule, *(line(row) for row in rows)]
-
-
 def write_json(results: Results, path: str) -> None:
   """Writes all that was measured."""
   experiment = dataclasses.asdict(results.experiment)
@@ -180,7 +159,7 @@ def write_json(results: Results, path: str) -> None:
     "probed_bits_per_s": list(results.probed),
     "measurements": [_as_dict(results, x) for x in results.measurements],
   }
-  _make_folder(path)
+  os.makedirs(os.path.dirname(os.path.abspath(path)), exist_ok=True)
   with open(path, "w", encoding="utf-8") as file:
     json.dump(content, file, indent=1)
     file.write("\n")
@@ -205,7 +184,7 @@ def _as_dict(results: Results, measurement: Measurement) -> dict:
 def draw(results: Results, path: str) -> None:
   """Draws the loss over time, a panel for each rate."""
   experiment = results.experiment
-  figure, panels = plt.subplots(
+  figure, panels = pictures.plt.subplots(
     1,
     len(experiment.rates),
     figsize=(0.5 + 3.4 * len(experiment.rates), 3.6),
@@ -214,7 +193,7 @@ def draw(results: Results, path: str) -> None:
     layout="constrained",
   )
   for axes, rate in zip(panels[0], experiment.rates, strict=True):
-    for color, name in zip(_COLORS, METHODS, strict=True):
+    for color, name in zip(pictures.COLORS, METHODS, strict=False):
       measurement = results.of(name, rate)
       if measurement:
         _, seconds, losses = zip(*measurement.curve, strict=True)
@@ -226,12 +205,4 @@ def draw(results: Results, path: str) -> None:
     axes.grid(alpha=0.3)
   panels[0, 0].set_ylabel("training loss")
   panels[0, -1].legend(fontsize="small")
-  _make_folder(path)
-  figure.savefig(
-    path, metadata={"Date": None} if path.endswith("svg") else None
-  )
-  plt.close(figure)
-
-
-def _make_folder(path: str) -> None:
-  os.makedirs(os.path.dirname(path) or ".", exist_ok=True)
+  pictures.save(figure, path)

@@ -187,6 +187,8 @@ def _check_flags() -> None:
     raise app.UsageError(
       f"--learning_rate={values.learning_rate:g} must be positive"
     )
+  if values.picture and not values.picture.endswith(".svg"):
+    raise app.UsageError(f"--picture={values.picture} must end in .svg")
   try:
     data = load(values.data, values.seed)
   except ValueError as error:
@@ -260,7 +262,7 @@ def define_flags() -> None:
   flags.DEFINE_integer("seed", 0, "Of data, order and initial model.")
   flags.DEFINE_float("timeout_s", 3600, "Ends all.", 1)
   flags.DEFINE_string("json", None, "A file for the results.")
-  flags.DEFINE_string("picture", None, "A file for a picture, such as x.svg.")
+  flags.DEFINE_string("picture", None, "An .svg file for a picture.")
 
 
 if __name__ == "__main__":

@@ -79,6 +79,7 @@ def allowed():
       "--data=none.npz",
       "no such data: 'none.npz' is neither a file nor one of",
     ),
+    ("--picture=a.png", "--picture=a.png must end in .svg"),
     ("--batch_size=800", "--batch_size=800 must be at most 718"),
   ],
 )
