@@ -84,6 +84,10 @@ class LocalModelOptimizer(keras.optimizers.Optimizer, abc.ABC):
     self.workers_per_replica = workers_per_replica
     self._clip = clipping(clipnorm, clipvalue, global_clipnorm)
     self._strategy = tf.distribute.get_strategy()
+    # Of this process.
+    self._num_local_workers = len(communication.replica_devices()) * (
+      workers_per_replica or 1
+    )
     self._state = {}
     self._present = None
     self._functions = {}
@@ -228,13 +232,6 @@ class LocalModelOptimizer(keras.optimizers.Optimizer, abc.ABC):
             device, f"{name}_{worker}", initializer, variables
           )
         )
-
-  @property
-  def _num_local_workers(self) -> int:
-    """The number of workers of this process."""
-    with self._strategy.scope():
-      num_replicas = len(communication.replica_devices())
-    return num_replicas * (self.workers_per_replica or 1)
 
   @property
   def _keeps_models(self) -> bool:
@@ -603,7 +600,8 @@ class LocalModelOptimizer(keras.optimizers.Optimizer, abc.ABC):
       )
     for variable, value in zip(self._variables, common, strict=False):
       variable.assign(value)
-    for k, variable in enumerate(own):
+    # There is nothing of workers if the file was saved before training.
+    for k, variable in enumerate(own if kept else ()):
       variable.assign(np.mean(kept[k % stride :: stride], axis=0))
 
   def get_config(self):
