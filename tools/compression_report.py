@@ -60,10 +60,8 @@ def number(value: float) -> str:
 def as_text(results: Results) -> str:
   """Returns the results as a table in Markdown."""
   table = results.table
-  if len(table.rates) > 1 or table.name == "ratios":
-    header, rows = _by_rate(results)
-  else:
-    header, rows = _by_partition(results)
+  by = _by_rate if table.name == "ratios" else _by_partition
+  header, rows = by(results)
   title = f"{table.title} ({table.num_steps} steps)"
   return "\n".join([title, "", markdown.table(header, rows, num_left=2)])
 

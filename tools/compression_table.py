@@ -63,7 +63,9 @@ def _chosen_tables() -> list[Table]:
         dataclasses.replace(
           table,
           rows=tuple(rows),
-          rates=tuple(rates or table.rates),
+          rates=tuple(
+            rates if rates and table.name == "ratios" else table.rates
+          ),
           num_steps=num_steps or table.num_steps,
           seeds=chosen.seeds or table.seeds,
         )
@@ -118,8 +120,6 @@ def _missed_claims(results: Results) -> list[str]:
         losses[key] = results.mean(*cell, "train_loss")
   if table.name == "ratios":
     return compression_bars.missed_ratios(accuracies) + _missed_spread(table)
-  if table.rates != TABLES[table.name].rates:
-    return []
   if table.name == "adaalter":
     return compression_bars.missed_adaalter(losses, accuracies)
   if table.name == "adaalter_small":
@@ -169,6 +169,9 @@ def main(argv: list[str]) -> int:
     raise app.UsageError(
       f"--steps={chosen.steps} must be a multiple of {NUM_POINTS}"
     )
+  for rate in chosen.rates or ():
+    if not rate > 0:
+      raise app.UsageError(f"--rates={rate} must be above 0")
   tables = _chosen_tables()
   if not tables:
     raise app.UsageError("no table has the chosen methods and ratios")
@@ -217,7 +220,8 @@ def define_flags() -> None:
   flags.DEFINE_multi_float(
     "rates",
     None,
-    "Learning rates, in place of a table's own; may be repeated.",
+    "Learning rates of `ratios`; may be repeated. By default 0.05, 0.1, 0.5 and"
+    " 1, with other data 0.05 and 0.1.",
   )
   flags.DEFINE_integer(
     "seeds", None, "In place of a table's own: the result is the mean.", 1

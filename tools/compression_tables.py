@@ -180,7 +180,7 @@ TABLES = {
       batch_size=64,
       num_steps=2000,
       warm_up=60,
-      rates=(0.05,),
+      rates=(0.2,),
       partitions=("consecutive",),
       is_text=True,
     ),
