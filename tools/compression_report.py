@@ -1,14 +1,12 @@
-"""Methods that send less as text, as JSON and as pictures."""
+"""Methods that send less as text and as JSON."""
 
 import dataclasses
 import math
 from collections.abc import Sequence
 
-import matplotlib.pyplot as plt
 import numpy as np
 
 from tools import markdown
-from tools import pictures
 from tools.compression_runs import Outcome
 from tools.compression_tables import Row
 from tools.compression_tables import Table
@@ -166,80 +164,3 @@ def as_json(results: Results) -> dict:
 
 def _finite(value: float) -> float | None:
   return value if math.isfinite(value) else None
-
-
-def draw_ratios(results: Results, title: str, path: str) -> None:
-  """Writes a picture of accuracy against bytes, and by learning rate."""
-  table = results.table
-  (partition,) = table.partitions
-  figure, (final, rates) = plt.subplots(
-    1, 2, figsize=(11, 4.2), sharey=True, layout="constrained"
-  )
-  names = list(dict.fromkeys(row.name for row in table.rows))
-  for name, color, marker in zip(
-    names, pictures.COLORS, pictures.MARKERS, strict=False
-  ):
-    rows = [row for row in table.rows if row.name == name]
-    style = {"color": color, "marker": marker, "label": rows[0].method.title}
-    best = [results.best_rate(row, partition) for row in rows]
-    final.semilogx(
-      [
-        results.mean(row, rate, partition, "bytes_sent") / 1e3
-        for row, rate in zip(rows, best, strict=True)
-      ],
-      [
-        results.mean(row, rate, partition, "test_accuracy")
-        for row, rate in zip(rows, best, strict=True)
-      ],
-      **style,
-    )
-    ratio = 256 if any(row.ratio == 256 for row in rows) else rows[-1].ratio
-    (row,) = (row for row in rows if row.ratio == ratio)
-    rates.semilogx(
-      table.rates,
-      [
-        results.mean(row, rate, partition, "test_accuracy")
-        for rate in table.rates
-      ],
-      **style,
-    )
-  final.set_xlabel("kB that a worker sent")
-  final.set_ylabel("test accuracy")
-  final.set_title("the best learning rate of each")
-  largest = sorted({row.ratio for row in table.rows})[-1]
-  shown = 256 if any(row.ratio == 256 for row in table.rows) else largest
-  rates.set_title(f"R_C = {shown}, by learning rate")
-  rates.set_xlabel("learning rate")
-  rates.set_xticks(table.rates, [f"{rate:g}" for rate in table.rates])
-  rates.minorticks_off()
-  for axes in (final, rates):
-    axes.set_ylim(-0.02, 1.02)
-    axes.grid(alpha=0.3)
-  figure.legend(*final.get_legend_handles_labels(), loc="outside right center")
-  figure.suptitle(title)
-  pictures.save(figure, path)
-
-
-def draw_perplexity(results: Results, title: str, path: str) -> None:
-  """Writes a picture of perplexity against bytes while a model learns."""
-  table = results.table
-  (rate,), (partition,) = table.rates, table.partitions
-  figure, axes = plt.subplots(figsize=(6.5, 4), layout="constrained")
-  for row, color, marker in zip(
-    table.rows, pictures.COLORS, pictures.MARKERS, strict=False
-  ):
-    curve = results.of(row, rate, partition)[0].curve
-    axes.loglog(
-      [point.bytes_sent / 1e6 for point in curve if point.bytes_sent],
-      [math.exp(point.test_loss) for point in curve if point.bytes_sent],
-      color=color,
-      marker=marker,
-      markersize=4,
-      label=row.method.title,
-    )
-  axes.set_xlabel("MB that a worker sent")
-  axes.set_ylabel("perplexity of a character")
-  axes.grid(alpha=0.3, which="both")
-  axes.legend()
-  axes.set_title(title)
-  pictures.save(figure, path)

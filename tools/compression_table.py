@@ -24,6 +24,7 @@ from absl import flags
 
 from robust_tf.training.data import load
 from tools import compression_bars
+from tools import compression_pictures
 from tools import compression_report
 from tools.compression_report import Results
 from tools.compression_runs import common_model_spread
@@ -151,11 +152,11 @@ def _write_pictures(prefix: str, all_results: Sequence[Results]) -> None:
   data = os.path.splitext(os.path.basename(flags.FLAGS.data))[0]
   for results in all_results:
     if results.table.name == "ratios":
-      compression_report.draw_ratios(
+      compression_pictures.draw_ratios(
         results, f"{data}: what sending less costs", f"{prefix}_{data}.svg"
       )
     elif results.table.is_text:
-      compression_report.draw_perplexity(
+      compression_pictures.draw_perplexity(
         results, "perplexity against bytes", f"{prefix}_text.svg"
       )
 

@@ -8,6 +8,7 @@ import pytest
 
 from tests.tensorflow_setup import run_script
 from tests.tensorflow_setup import tf  # noqa: F401  sets up the devices first
+from tools import compression_pictures
 from tools import compression_report
 from tools import markdown
 from tools.compression_report import Results
@@ -151,10 +152,10 @@ def test_best_rate_is_that_of_the_best_accuracy():
 
 
 def test_pictures_are_written(tmp_path):
-  compression_report.draw_ratios(
+  compression_pictures.draw_ratios(
     results_of(TABLES["ratios"]), "title", str(tmp_path / "a" / "ratios.svg")
   )
-  compression_report.draw_perplexity(
+  compression_pictures.draw_perplexity(
     results_of(TABLES["text"]), "title", str(tmp_path / "text.svg")
   )
   for path in (tmp_path / "a" / "ratios.svg", tmp_path / "text.svg"):
