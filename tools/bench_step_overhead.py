@@ -1,4 +1,4 @@
-r"""Times training steps with robust aggregation against TensorFlow's own.
+r"""Times training steps with our optimizers and rules against TensorFlow's own.
 
 Four replicas on logical CPU devices train the same model, once for each way to
 reduce gradients. One step of each is run in turn, so that whatever else the
@@ -31,6 +31,11 @@ from rich.table import Table
 
 from robust_tf import aggregators
 from robust_tf.distribute.cross_device_ops import RobustCrossDeviceOps
+from robust_tf.optimizers.cser import CSEA
+from robust_tf.optimizers.cser import CSER
+from robust_tf.optimizers.cser import LocalSGD
+from robust_tf.optimizers.error_feedback import ErrorFeedbackSGD
+from robust_tf.optimizers.local_adaalter import LocalAdaAlter
 from robust_tf.optimizers.robust import RobustOptimizer
 
 RULES: Mapping[str, Callable] = {
@@ -40,6 +45,16 @@ RULES: Mapping[str, Callable] = {
   "phocas": functools.partial(aggregators.phocas, trim=1),
   "krum": functools.partial(aggregators.krum, num_byzantine=0),
   "geometric_median": aggregators.geometric_median,
+}
+# All without momentum, as the SGD that they are compared to.
+OPTIMIZERS: Mapping[str, Callable] = {
+  # Nothing is sent, or put together, in as many steps as are timed.
+  "nothing_sent": lambda: LocalSGD(0.01, momentum=0.0, sync_period=10**6),
+  "local_sgd": lambda: LocalSGD(0.01, momentum=0.0),
+  "cser": lambda: CSER(0.01, momentum=0.0),
+  "csea": lambda: CSEA(0.01, momentum=0.0),
+  "error_feedback_sgd": lambda: ErrorFeedbackSGD(0.01, momentum=0.0),
+  "local_adaalter": lambda: LocalAdaAlter(0.01),
 }
 STOCK = ("one device", "collective")
 
@@ -54,7 +69,7 @@ class Contender:
 
   Attributes:
     way: what the table calls it.
-    rule: the rule in it.
+    rule: the rule in it, or the optimizer.
     cross_device_ops: makes the ops of its strategy; None for the default.
     optimizer: makes its optimizer.
   """
@@ -86,8 +101,10 @@ class Timing:
   cpu_ratio: float
 
 
-def contenders(rules: Sequence[str]) -> list[Contender]:
-  """Returns TensorFlow's ways, then ours with each rule."""
+def contenders(
+  rules: Sequence[str], optimizers: Sequence[str] = ()
+) -> list[Contender]:
+  """Returns TensorFlow's ways, ours with each rule, and our optimizers."""
   one_device = tf.distribute.ReductionToOneDevice
   found = [
     Contender(STOCK[0], "sum", one_device, _sgd),
@@ -100,7 +117,10 @@ def contenders(rules: Sequence[str]) -> list[Contender]:
       Contender("RobustOptimizer", name, one_device, robust_sgd),
       Contender("RobustCrossDeviceOps", name, robust_ops, _sgd),
     ]
-  return found
+  return found + [
+    Contender("optimizer", name, one_device, OPTIMIZERS[name])
+    for name in optimizers
+  ]
 
 
 def _sgd() -> keras.optimizers.Optimizer:
@@ -211,7 +231,7 @@ def _print_table(rows: Sequence[Timing]) -> None:
 
 
 def main(argv: list[str]) -> None:
-  """Prints the timings of the rules that the flags choose."""
+  """Prints the timings of what the flags choose."""
   if len(argv) != 1:
     raise app.UsageError("no arguments, only flags")
   values = flags.FLAGS
@@ -220,7 +240,7 @@ def main(argv: list[str]) -> None:
     [tf.config.LogicalDeviceConfiguration()] * values.replicas,
   )
   devices = [f"CPU:{i}" for i in range(values.replicas)]
-  compared = contenders(values.rule)
+  compared = contenders(values.rule, values.optimizer)
   steps = [
     make_step(
       contender,
@@ -242,6 +262,12 @@ def define_flags() -> None:
   """Defines the flags, when this is the program that runs."""
   flags.DEFINE_multi_enum(
     "rule", list(RULES), list(RULES), "Which rules; may be repeated."
+  )
+  flags.DEFINE_multi_enum(
+    "optimizer",
+    list(OPTIMIZERS),
+    list(OPTIMIZERS),
+    "Which optimizers; may be repeated.",
   )
   flags.DEFINE_integer("replicas", 4, "How many replicas.", lower_bound=2)
   flags.DEFINE_integer("batch_size", 32, "Of each replica.", lower_bound=1)

@@ -30,7 +30,9 @@ def test_ratios_are_to_the_faster_stock_op_of_the_same_turn():
   assert rows[2].cpu_ratio == 2.0  # of 3, 0.5 and 2
 
 
-@pytest.mark.parametrize("contender", bench.contenders(["median"]))
+@pytest.mark.parametrize(
+  "contender", bench.contenders(["median"], ["nothing_sent", "cser"])
+)
 def test_step_of_each_contender_runs(contender):
   step = bench.make_step(contender, DEVICES, batch_size=2, width=8)
   wall, cpu = bench.time_steps([step], 2)
