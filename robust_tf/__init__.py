@@ -22,7 +22,7 @@ _PUBLIC = {
   "RobustOptimizer": "optimizers.robust",
   "ValidationLoss": "distribute.validation_loss",
   "VectorizedWorkers": "distribute.vectorized_workers",
-  "mean_model": "mean_model",
+  "mean_model": "shown_model",
 }
 _ROOMS = ("aggregators", "attacks", "compressors")
 

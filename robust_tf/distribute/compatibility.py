@@ -5,10 +5,11 @@ on one calls `check_versions` first, so that another version is one clear
 error, not a wrong gradient. Nothing outside this module names anything
 private.
 
-Three things change Keras for the whole process, and leave all that has nothing
+Four things change Keras for the whole process, and leave all that has nothing
 to do with them as it was: `tag_gradients` (called by `RobustCrossDeviceOps`),
 `allow_multi_worker_fit` (called by the optimizers where it is needed) and
-`let_optimizers_add_callbacks` (called by those with local models).
+`let_optimizers_add_callbacks` and `skip_steps_together` (called by those with
+local models).
 """
 
 import contextlib
@@ -351,6 +352,37 @@ def let_optimizers_add_callbacks() -> None:
 
   set_model.asks_optimizers = True
   list_type.set_model = set_model
+
+
+def skip_steps_together() -> None:
+  """Makes a loss scale skip a step of all replicas if one's is not finite.
+
+  Keras asks the first replica of a process alone, as gradients that were
+  reduced are the same on all. It is done for optimizers inside that have
+  `gradients_differ = True`, at the cost of one number in an all-reduce;
+  `keras.optimizers.LossScaleOptimizer` is changed for the whole process, and
+  with other optimizers inside does what it did.
+  """
+  check_versions()
+  scaling_type = keras.optimizers.LossScaleOptimizer
+  stock_check = scaling_type.check_finite
+  if hasattr(stock_check, "asks_all"):
+    return
+
+  # Keras 3.15: `_tf_apply` calls it on each replica, and merges no results.
+  def check_finite(self, grads):
+    finite = stock_check(self, grads)
+    differ = getattr(self.inner_optimizer, "gradients_differ", False)
+    if not differ or not tf.distribute.has_strategy():
+      return finite
+    context = tf.distribute.get_replica_context()
+    infinite = context.all_reduce(
+      tf.distribute.ReduceOp.SUM, 1 - tf.cast(finite, tf.float32)
+    )
+    return tf.equal(infinite, 0)
+
+  check_finite.asks_all = True
+  scaling_type.check_finite = check_finite
 
 
 def track_loss(model: keras.Model, loss: tf.Tensor, batch_size) -> None:

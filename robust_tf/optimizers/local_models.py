@@ -22,11 +22,11 @@ from robust_tf import communication
 from robust_tf.communication import Workers
 from robust_tf.distribute import compatibility
 from robust_tf.distribute.packing import densified
-from robust_tf.mean_model import MeanModel
 from robust_tf.optimizers import requirements
 from robust_tf.optimizers.clipping import clipping
 from robust_tf.optimizers.local_step import assign
 from robust_tf.optimizers.local_step import read
+from robust_tf.shown_model import MeanModel
 
 # Of each worker of this process, something for each variable.
 Values = Sequence[Sequence[tf.Tensor]]
@@ -41,7 +41,11 @@ class LocalModelOptimizer(keras.optimizers.Optimizer, abc.ABC):
 
   Attributes:
     workers_per_replica: None, or the length of the gradients' leading axis.
+    gradients_differ: says to a loss scale that replicas have gradients of
+      their own.
   """
+
+  gradients_differ = True
 
   def __init__(
     self,
@@ -95,6 +99,7 @@ class LocalModelOptimizer(keras.optimizers.Optimizer, abc.ABC):
     # not if they were restored from a checkpoint of a moment between two steps.
     self._models_are_live = False
     compatibility.let_optimizers_add_callbacks()
+    compatibility.skip_steps_together()
 
   @property
   @abc.abstractmethod
@@ -261,6 +266,8 @@ class LocalModelOptimizer(keras.optimizers.Optimizer, abc.ABC):
         for variable in variables
       ]
 
+  # AutoGraph, in a loop of one's own, has nothing to convert here.
+  @tf.autograph.experimental.do_not_convert
   def apply(self, grads, trainable_variables=None):
     """Updates the workers' models.
 
@@ -596,7 +603,9 @@ class LocalModelOptimizer(keras.optimizers.Optimizer, abc.ABC):
       for value, variable in zip(saved, self._variables, strict=False)
     ):
       raise ValueError(
-        f"{self.name}: the file holds the state of another optimizer or model"
+        f"{self.name}: the file holds the state of another optimizer or model;"
+        " set the dtype policy that it was trained with before, or load it with"
+        " compile=False"
       )
     for variable, value in zip(self._variables, common, strict=False):
       variable.assign(value)
