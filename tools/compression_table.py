@@ -38,8 +38,8 @@ _DIGITS = "digits"
 # What is run by default on other data, whose steps take longer.
 _OTHER_METHODS = ("sgd", "ef_sgd", "qsparse", "cser")
 _OTHER_RATIOS = (1, 16, 256)
-_OTHER_RATES = (0.05, 0.1)
-_OTHER_STEPS = 600
+_OTHER_RATES = (0.01, 0.05, 0.1)
+_OTHER_STEPS = 640
 
 
 def _chosen_tables() -> list[Table]:
@@ -222,7 +222,7 @@ def define_flags() -> None:
     "rates",
     None,
     "Learning rates of `ratios`; may be repeated. By default 0.05, 0.1, 0.5 and"
-    " 1, with other data 0.05 and 0.1.",
+    " 1, with other data 0.01, 0.05 and 0.1.",
   )
   flags.DEFINE_integer(
     "seeds", None, "In place of a table's own: the result is the mean.", 1
