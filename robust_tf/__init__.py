@@ -22,6 +22,7 @@ _PUBLIC = {
   "RobustOptimizer": "optimizers.robust",
   "ValidationLoss": "distribute.validation_loss",
   "VectorizedWorkers": "distribute.vectorized_workers",
+  "bear_with_slow_links": "distribute.compatibility",
   "mean_model": "shown_model",
 }
 _ROOMS = ("aggregators", "attacks", "compressors")

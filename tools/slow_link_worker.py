@@ -21,11 +21,8 @@ import numpy as np
 import scipy.ndimage
 import tensorflow as tf
 
-# Checked with TensorFlow 2.21: see `_make_strategy`.
-from tensorflow.compiler.xla.tsl.protobuf import coordination_config_pb2
-from tensorflow.python.eager import context
-
 from robust_tf.distribute.compatibility import allow_multi_worker_fit
+from robust_tf.distribute.compatibility import bear_with_slow_links
 from robust_tf.training.data import Dataset
 from robust_tf.training.data import load
 from tools.network_namespaces import INTERFACE
@@ -42,7 +39,6 @@ from tools.slow_link_methods import METHODS
 
 _IMAGE_SIZE = 28
 _COMPUTE_STEPS = 20
-_HEARTBEAT_TIMEOUT_MS = 600_000
 
 
 def flat_inputs(data: Dataset) -> Dataset:
@@ -261,31 +257,11 @@ class Worker:
     )
 
 
-def _make_strategy() -> tf.distribute.Strategy:
-  """Returns the strategy of all workers, which bears with slow links.
-
-  A heartbeat waits behind the gradients; by default workers take each other
-  for dead after ten seconds. What is set here for that is otherwise what the
-  strategy sets by itself.
-  """
-  workers = json.loads(os.environ["TF_CONFIG"])["cluster"]["worker"]
-  context.context().configure_coordination_service(
-    service_type="standalone",
-    service_leader="/job:worker/replica:0/task:0",
-    heartbeat_timeout_in_ms=_HEARTBEAT_TIMEOUT_MS,
-    coordinated_jobs=[
-      coordination_config_pb2.CoordinatedJob(
-        name="worker", num_tasks=len(workers)
-      )
-    ],
-  )
-  return tf.distribute.MultiWorkerMirroredStrategy()
-
-
 def main(directory: str) -> None:
   """Runs the experiment; worker 0 writes what was measured."""
   tf.config.threading.set_intra_op_parallelism_threads(1)
-  worker = Worker(directory, _make_strategy())
+  bear_with_slow_links()
+  worker = Worker(directory, tf.distribute.MultiWorkerMirroredStrategy())
   allow_multi_worker_fit()
   compute_s = worker.compute_s()
   measurements = []

@@ -22,7 +22,10 @@ from collections.abc import Sequence
 import keras
 import tensorflow as tf
 from keras.src.backend.tensorflow import trainer as keras_trainer
+from tensorflow.compiler.xla.tsl.protobuf import coordination_config_pb2
+from tensorflow.python.distribute import multi_worker_util
 from tensorflow.python.distribute import numpy_dataset
+from tensorflow.python.eager import context
 from tensorflow.python.ops import control_flow_util
 
 CHECKED_TENSORFLOW = "2.21"
@@ -326,6 +329,46 @@ def allow_multi_worker_fit() -> None:
   maybe_symbolic_build.multi_worker = True
   keras_trainer.reduce_per_replica = reduce_per_replica
   model_type._maybe_symbolic_build = maybe_symbolic_build
+
+
+def bear_with_slow_links(heartbeat_timeout_s: float = 600.0) -> None:
+  """Lets workers be silent for longer before they are taken for dead.
+
+  A worker's sign of life waits behind its gradients, and TensorFlow gives up
+  after ten seconds: too few for a large model on a link of 20 Mbit/s. To be
+  called in every process before `MultiWorkerMirroredStrategy` is made; a
+  process that ends is still noticed at once.
+
+  Args:
+    heartbeat_timeout_s: above 0.
+
+  Raises:
+    ValueError: the time is not above 0, or TF_CONFIG names no workers.
+  """
+  check_versions()
+  if not heartbeat_timeout_s > 0:
+    raise ValueError(
+      f"heartbeat_timeout_s={heartbeat_timeout_s} must be above 0"
+    )
+  cluster = tf.distribute.cluster_resolver.TFConfigClusterResolver()
+  spec = cluster.cluster_spec()
+  if not spec:
+    raise ValueError(
+      "TF_CONFIG names no workers: set it before bear_with_slow_links is called"
+    )
+  # TensorFlow 2.21: what CollectiveAllReduceExtended sets by itself, but for
+  # the time, unless it is set already.
+  context.context().configure_coordination_service(
+    service_type="standalone",
+    service_leader=multi_worker_util.coordination_leader(spec),
+    heartbeat_timeout_in_ms=round(1000 * heartbeat_timeout_s),
+    coordinated_jobs=[
+      coordination_config_pb2.CoordinatedJob(
+        name=job, num_tasks=spec.num_tasks(job)
+      )
+      for job in spec.jobs
+    ],
+  )
 
 
 def let_optimizers_add_callbacks() -> None:

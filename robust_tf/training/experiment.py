@@ -50,6 +50,8 @@ def make_strategy(settings: Settings) -> tf.distribute.Strategy:
       cross_device_ops=tf.distribute.ReductionToOneDevice(),
     )
   elif settings.strategy == "multi_worker":
+    if settings.heartbeat_timeout_s is not None:
+      robust_tf.bear_with_slow_links(settings.heartbeat_timeout_s)
     strategy = tf.distribute.MultiWorkerMirroredStrategy()
   else:
     strategy = tf.distribute.get_strategy()

@@ -25,7 +25,7 @@ RUN = "the run"
 MODELS = ("mlp", "cnn")
 STRATEGIES = ("none", "mirrored", "multi_worker", "parameter_server")
 # Flags that say where a run's files go, and nothing about the run.
-PLACE = frozenset({"output", "overwrite"})
+PLACE = frozenset({"output", "overwrite", "heartbeat_timeout_s"})
 
 # Of absl's own, which are no settings.
 _ABSL = frozenset({"flagfile", "undefok"})
@@ -169,6 +169,7 @@ def define_flags(values: flags.FlagValues) -> None:
   """
   _define_task(values)
   _define_workers(values)
+  _define_patience(values)
   _define_aggregator(values)
   _define_attack(values)
   _define_optimizer(values)
@@ -269,6 +270,18 @@ def _define_workers(values: flags.FlagValues) -> None:
     " device per worker.",
     lower_bound=1,
     **group,
+  )
+
+
+def _define_patience(values: flags.FlagValues) -> None:
+  flags.DEFINE_float(
+    "heartbeat_timeout_s",
+    None,
+    "After how long without a sign of life --strategy=multi_worker takes a"
+    " process for dead; on slow links such signs wait behind the gradients."
+    " Default: TensorFlow's 10.",
+    flag_values=values,
+    module_name=WORKERS,
   )
 
 

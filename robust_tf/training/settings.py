@@ -41,6 +41,7 @@ class Settings:
   partition_arguments: Arguments
   strategy: str
   replicas: int | None
+  heartbeat_timeout_s: float | None
   aggregator: str
   aggregator_arguments: Arguments
   takes_loss: bool
@@ -228,6 +229,14 @@ def _check_strategy(settings: Settings) -> None:
       f"--replicas is not for --strategy={settings.strategy}; it is taken by"
       " --strategy=mirrored"
     )
+  patience = settings.heartbeat_timeout_s
+  if patience is not None and settings.strategy != "multi_worker":
+    raise ValueError(
+      f"--heartbeat_timeout_s is not for --strategy={settings.strategy}; it is"
+      " taken by --strategy=multi_worker"
+    )
+  if patience is not None and patience <= 0:
+    raise ValueError(f"--heartbeat_timeout_s={patience} must be above 0")
   if settings.replicas and settings.workers % settings.replicas:
     raise ValueError(
       f"--workers={settings.workers} cannot be spread evenly over"

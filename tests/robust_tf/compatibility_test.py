@@ -315,3 +315,11 @@ def test_multi_worker_fit_is_allowed_once_and_changes_no_other_strategy():
   assert keras.Model._maybe_symbolic_build is changed
   for x, y in zip(before, after, strict=True):
     np.testing.assert_array_equal(x, y)
+
+
+def test_patience_needs_a_time_and_workers(monkeypatch):
+  monkeypatch.delenv("TF_CONFIG", raising=False)
+  with pytest.raises(ValueError, match="heartbeat_timeout_s=0 must be above 0"):
+    compatibility.bear_with_slow_links(0)
+  with pytest.raises(ValueError, match="TF_CONFIG names no workers"):
+    compatibility.bear_with_slow_links()

@@ -186,6 +186,11 @@ def test_where_a_run_goes_is_not_part_of_it():
     (["--checkpoint_every=50"], "--checkpoint_every needs --output"),
     (["--strategy=parameter_server"], "comes with the asynchronous algorithms"),
     (["--replicas=2"], "--replicas is not for --strategy=none"),
+    (["--heartbeat_timeout_s=9"], "_s is not for --strategy=none; it is taken"),
+    (
+      ["--strategy=multi_worker", "--heartbeat_timeout_s=0"],
+      "--heartbeat_timeout_s=0.0 must be above 0",
+    ),
     (
       ["--strategy=mirrored", "--replicas=3"],
       "--workers=20 cannot be spread evenly over --replicas=3",

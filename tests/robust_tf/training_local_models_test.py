@@ -102,8 +102,10 @@ def test_killed_run_ends_as_the_uninterrupted_one_bit_for_bit(tmp_path):
 def test_each_process_goes_on_from_what_its_workers_kept(tmp_path):
   argv = ("--workers=6", "--batch_size=8", *CSER, "--evaluate_every=20")
   argv += ("--strategy=multi_worker",)
+  patient = "--heartbeat_timeout_s=60"
   for name, steps in (("whole", 60), ("parts", 40), ("parts", 60)):
-    done = cluster(tmp_path / name, tmp_path / "l", *argv, f"--steps={steps}")
+    steps = f"--steps={steps}"
+    done = cluster(tmp_path / name, tmp_path / "l", *argv, steps, patient)
     assert done.exit_code == 0, done.tail(done.failed or 0)
   assert result(tmp_path / "whole") == result(tmp_path / "parts")
   run(*argv[:-1], "--steps=60", f"--output={tmp_path / 'one'}")
