@@ -201,8 +201,14 @@ class LocalModelOptimizer(keras.optimizers.Optimizer, abc.ABC):
         self._build(variables)
 
   def _build(self, variables) -> None:
-    super().build(variables)
     devices = communication.replica_devices()
+    for variable in variables:
+      if len(compatibility.components(self._strategy, variable)) < len(devices):
+        raise ValueError(
+          f"variable {variable.path} is no part of any replica: make and build"
+          " the model inside strategy.scope()"
+        )
+    super().build(variables)
     with communication.variables_on(devices[0]):
       self._bytes_sent = self.add_variable(
         [], dtype="float64", name="bytes_sent"
@@ -247,11 +253,12 @@ class LocalModelOptimizer(keras.optimizers.Optimizer, abc.ABC):
     self, device, name: str, initializer, variables
   ) -> list:
     # With an initializer and not with `assign`, which in the trace of a step
-    # would become a part of every step.
+    # would become a part of every step; and with a constant, which XLA can lift
+    # out of the step.
     def value_of(variable):
-      return lambda shape, dtype: tf.convert_to_tensor(
-        compatibility.components(self._strategy, variable)[0]
-      )
+      with tf.init_scope():
+        value = compatibility.components(self._strategy, variable)[0].numpy()
+      return lambda shape, dtype: tf.constant(value)
 
     with communication.variables_on(device):
       return [

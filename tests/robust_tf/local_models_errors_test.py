@@ -161,6 +161,15 @@ def test_use_outside_the_strategy_it_was_made_under_is_refused():
     fit(model)
 
 
+def test_variables_made_outside_the_scope_are_refused():
+  with replicas.mirrored(2).scope():
+    model = keras.Sequential([keras.layers.Dense(2)])
+    model.compile(make("LocalSGD"), "mse")
+  model.build((None, 3))
+  with pytest.raises(ValueError, match="kernel is no part of any replica: m"):
+    fit(model)
+
+
 def test_apply_outside_the_replicas_is_refused():
   with replicas.mirrored(2).scope():
     variable = keras.Variable(np.zeros(1, np.float32))
