@@ -7,6 +7,7 @@ import matplotlib.pyplot as plt
 from tools import pictures
 from tools.compression_report import Results
 from tools.compression_tables import Row
+from tools.compression_tables import TABLES
 
 _SHOWN_RATIO = 256
 
@@ -26,11 +27,14 @@ def draw_ratios(results: Results, title: str, path: str) -> None:
   figure, (final, learning, rates) = plt.subplots(
     1, 3, figsize=(14, 4.2), sharey=True, layout="constrained"
   )
-  names = list(dict.fromkeys(row.name for row in table.rows))
+  # A method looks the same in all pictures, whichever others are in them.
+  names = dict.fromkeys(row.name for row in TABLES[table.name].rows)
   for name, color, marker in zip(
     names, pictures.COLORS, pictures.MARKERS, strict=False
   ):
     rows = [row for row in table.rows if row.name == name]
+    if not rows:
+      continue
     style = {"color": color, "marker": marker, "label": rows[0].method.title}
     _plot_final(final, results, rows, style)
     for row in rows:
