@@ -57,7 +57,7 @@ class Looker(keras.callbacks.Callback):
 
   def on_train_batch_end(self, batch, logs=None):
     """Evaluates, predicts and takes the weights in the middle of an epoch."""
-    if batch == 1:
+    if batch == 0:  # no period of 3 ends with it
       x, y = HELD_OUT
       expected = self._mean().evaluate(x, y, verbose=0)
       found = self.model.evaluate(x, y, batch_size=BATCH, verbose=0)
