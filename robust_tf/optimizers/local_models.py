@@ -429,10 +429,10 @@ class LocalModelOptimizer(keras.optimizers.Optimizer, abc.ABC):
     if not self.built or not self._keeps_models or self._mean_is_shown:
       return False
     self._check_live()
-    self._run("show", self._show, statistics)
+    self._run(self._show, *statistics)
     return True
 
-  def _show(self, statistics: Sequence[keras.Variable]) -> None:
+  def _show(self, *statistics: keras.Variable) -> None:
     workers = Workers(self.workers_per_replica or 1)
     live = self.live_models()
     values = workers.map(read, live)
@@ -452,7 +452,7 @@ class LocalModelOptimizer(keras.optimizers.Optimizer, abc.ABC):
   def hide_mean(self) -> None:
     """Puts the workers' models back, for training to go on."""
     if self.built and self._keeps_models and self._mean_is_shown:
-      self._run("hide", self._hide)
+      self._run(self._hide)
       self._models_are_live = True
 
   def _hide(self) -> None:
@@ -493,7 +493,7 @@ class LocalModelOptimizer(keras.optimizers.Optimizer, abc.ABC):
     if not self._mean_is_shown:
       self._check_live()
       return
-    if bool(self._run("agree", self._agree)):
+    if bool(self._run(self._agree)):
       self.hide_mean()
       return
     if int(self.iterations.numpy()):
@@ -543,7 +543,7 @@ class LocalModelOptimizer(keras.optimizers.Optimizer, abc.ABC):
 
   def _restart(self) -> None:
     """Lets all workers go on from the model as it is."""
-    self._run("restart", self._restart_state)
+    self._run(self._restart_state)
     self._models_are_live = True
 
   def _restart_state(self) -> None:
@@ -559,14 +559,15 @@ class LocalModelOptimizer(keras.optimizers.Optimizer, abc.ABC):
     )
     self._mean_shown.assign(0)
 
-  def _run(self, name: str, function: Callable, *arguments):
-    """Runs a function of ours as one graph, traced once."""
-    if name not in self._functions:
-      self._functions[name] = tf.function(
-        lambda: function(*arguments), autograph=False
+  def _run(self, function: Callable, *variables: keras.Variable):
+    """Runs a function of ours as one graph, traced once for its variables."""
+    key = (function.__name__, *map(id, variables))
+    if key not in self._functions:
+      self._functions[key] = tf.function(
+        lambda: function(*variables), autograph=False
       )
     with self._strategy.scope():
-      return self._functions[name]()
+      return self._functions[key]()
 
   def training_callback(self, callbacks: Sequence[keras.callbacks.Callback]):
     """Returns what shows the mean model to the callbacks of a training."""
