@@ -60,7 +60,7 @@ def bulyan_weights(updates: Updates, num_byzantine: int) -> tf.Tensor:
   Args, Raises: as in `bulyan`.
   """
   n = num_workers(updates)
-  check_count("num_byzantine", num_byzantine, 4 * num_byzantine + 3, n)
+  check_count("num_byzantine", num_byzantine, 4, 3, n)
   return from_products(_weights, updates, num_byzantine)
 
 

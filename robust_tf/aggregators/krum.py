@@ -83,7 +83,7 @@ def multi_krum_weights(
   Args, Raises: as in `multi_krum`.
   """
   n = num_workers(updates)
-  check_count("num_byzantine", num_byzantine, 2 * num_byzantine + 3, n)
+  check_count("num_byzantine", num_byzantine, 2, 3, n)
   num_neighbors = n - num_byzantine - 2
   if num_selected is None:
     num_selected = num_neighbors

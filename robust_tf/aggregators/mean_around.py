@@ -29,7 +29,7 @@ def phocas(updates: Updates, trim: int):
     TypeError: updates in none of the forms, or `trim` is no integer.
     ValueError: `trim` below 0, or too few updates.
   """
-  check_count("trim", trim, 2 * trim + 1, num_workers(updates))
+  check_count("trim", trim, 2, 1, num_workers(updates))
   return map_coordinates(_phocas_of_rows, updates, trim)
 
 
@@ -47,12 +47,7 @@ def meamed(updates: Updates, num_byzantine: int):
     TypeError: updates in none of the forms, or no integer.
     ValueError: `num_byzantine` below 0, or too few updates.
   """
-  check_count(
-    "num_byzantine",
-    num_byzantine,
-    2 * num_byzantine + 1,
-    num_workers(updates),
-  )
+  check_count("num_byzantine", num_byzantine, 2, 1, num_workers(updates))
   return map_coordinates(_meamed_of_rows, updates, num_byzantine)
 
 

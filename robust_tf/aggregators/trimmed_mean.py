@@ -26,7 +26,7 @@ def trimmed_mean(updates: Updates, trim: int):
     TypeError: updates in none of the forms, or `trim` is no integer.
     ValueError: `trim` below 0, or too few updates.
   """
-  check_count("trim", trim, 2 * trim + 1, num_workers(updates))
+  check_count("trim", trim, 2, 1, num_workers(updates))
   return map_coordinates(trimmed_mean_of_rows, updates, trim)
 
 

@@ -58,14 +58,15 @@ def num_workers(updates: Updates) -> int:
 
 
 def check_count(
-  name: str, value: int, updates_needed: int, num_updates: int
+  name: str, value: int, factor: int, constant: int, num_updates: int
 ) -> None:
   """Checks a rule's count, as `trim`, against the number of updates.
 
   Args:
     name: the argument's name.
     value: the argument.
-    updates_needed: the fewest updates with which the rule works.
+    factor: the rule works with factor * value + constant updates or more.
+    constant: see `factor`.
     num_updates: the updates that there are.
 
   Raises:
@@ -76,6 +77,7 @@ def check_count(
     raise TypeError(f"{name}={value!r} must be an integer, a number of workers")
   if value < 0:
     raise ValueError(f"{name}={value} must be at least 0")
+  updates_needed = factor * value + constant
   if num_updates < updates_needed:
     raise ValueError(
       f"{name}={value} needs at least {updates_needed} updates,"

@@ -84,7 +84,7 @@ def zeno_weights(
     [n] float64.
   """
   n = num_workers(updates)
-  check_count("num_suspected", num_suspected, num_suspected + 1, n)
+  check_count("num_suspected", num_suspected, 1, 1, n)
   if not rho >= 0:
     raise ValueError(f"rho={rho} must be at least 0")
   if penalty not in PENALTIES:

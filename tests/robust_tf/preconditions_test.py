@@ -37,7 +37,7 @@ def test_negative_count_is_refused(rule):
     rule.bind(-1)(contracts.gradients(0, 11, D))
 
 
-@pytest.mark.parametrize("count", [1.0, 0.2, True])
+@pytest.mark.parametrize("count", [1.0, 0.2, True, "1", None])
 @each_counted_rule
 def test_count_that_is_no_integer_is_refused(rule, count):
   with pytest.raises(TypeError, match=f"{rule.count}={count!r}"):
