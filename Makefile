@@ -10,7 +10,7 @@ QUIETLY = 2> $(DEMO)/log || { cat $(DEMO)/log; exit 1; }
 export TF_CPP_MIN_LOG_LEVEL ?= 2
 
 .DELETE_ON_ERROR:
-.PHONY: test demo install clean
+.PHONY: test test-all demo install clean
 
 test: install
 	$(BIN)/ruff check .
@@ -18,6 +18,10 @@ test: install
 	$(BIN)/python -m tools.check_build
 	# A process a core; one file stays in one, which compiles its kernels once.
 	$(BIN)/python -m pytest --numprocesses=auto --dist=loadfile
+
+# With the exhaustive tests, which show more of what others show.
+test-all: install
+	$(BIN)/python -m pytest --numprocesses=auto --dist=loadfile -m ""
 
 # Inception-V3's training step, placed on two CPU devices of this machine, runs
 # three steps beside the step that was not placed. Then twenty workers train a
