@@ -4,6 +4,11 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 DEMO := demo_output
+# A process a core; one file stays in one, which compiles its kernels once.
+PYTEST := $(BIN)/python -m pytest --numprocesses=auto --dist=loadfile
+PROCESS_TESTS := $(patsubst %,tests/robust_tf/%_test.py,multi_worker \
+  two_processes training_resume training_local_models local_multi_worker \
+  local_models_two_processes)
 # TensorFlow logs while it is loaded, whatever it is told: shown on failure.
 QUIETLY = 2> $(DEMO)/log || { cat $(DEMO)/log; exit 1; }
 
@@ -16,12 +21,12 @@ test: install
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/python -m tools.check_build
-	# A process a core; one file stays in one, which compiles its kernels once.
-	$(BIN)/python -m pytest --numprocesses=auto --dist=loadfile
+	$(PYTEST) -m "not slow"
+	# Of the slow ones those whose processes are real, and killed.
+	$(PYTEST) -m slow $(PROCESS_TESTS)
 
-# With the exhaustive tests, which show more of what others show.
 test-all: install
-	$(BIN)/python -m pytest --numprocesses=auto --dist=loadfile -m ""
+	$(PYTEST)
 
 # Inception-V3's training step, placed on two CPU devices of this machine, runs
 # three steps beside the step that was not placed. Then twenty workers train a

@@ -48,9 +48,7 @@ def test_rule_equals_its_definition(rule, n):
       assert_close(rule.bind(q)(tensor), rule.bind_oracle(q)(v))
 
 
-@pytest.mark.parametrize(
-  "n", [23, pytest.param(70, marks=pytest.mark.exhaustive)]
-)
+@pytest.mark.parametrize("n", [23, pytest.param(70, marks=pytest.mark.slow)])
 @each_rule
 def test_rule_of_many_workers_equals_its_definition(rule, n):
   q = rule.max_byzantine(n) // 2

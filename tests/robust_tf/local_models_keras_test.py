@@ -49,7 +49,7 @@ def plain():
   return model
 
 
-@pytest.mark.exhaustive
+@pytest.mark.slow
 @pytest.mark.parametrize(
   "how", [{"steps_per_execution": 4}, {"run_eagerly": True}]
 )
@@ -72,7 +72,7 @@ def policy(name, make=network):
   return build
 
 
-@pytest.mark.exhaustive
+@pytest.mark.slow
 @pytest.mark.parametrize(
   # The spacing of numbers near 1; gradients are computed in these.
   ("name", "epsilon"),
@@ -116,7 +116,7 @@ def test_infinite_gradient_skips_the_step_of_all_workers():
   assert optimizer_of(model).iterations.numpy() == NUM_STEPS - 1
 
 
-@pytest.mark.exhaustive
+@pytest.mark.slow
 def test_learning_rate_is_scheduled_as_it_is_set():
   rates = [0.1, 0.05]
   by_step = compiled(
@@ -244,7 +244,7 @@ def test_moving_statistics_are_averaged_for_the_mean_model():
   )
 
 
-@pytest.mark.exhaustive
+@pytest.mark.slow
 def test_looking_does_not_change_what_normalization_trains():
   alone, watched = (compiled(MAKE, normalized) for _ in range(2))
   fit(alone, epochs=2)

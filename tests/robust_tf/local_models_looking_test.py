@@ -107,7 +107,7 @@ class Looker(keras.callbacks.Callback):
 
 
 @pytest.mark.filterwarnings("ignore:Skipping variable loading for optimizer")
-@pytest.mark.exhaustive
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["cser", "local_adaalter"])
 def test_everyone_sees_the_mean_and_nobody_changes_the_training(name, tmp_path):
   alone = compiled(OPTIMIZERS[name])
@@ -164,7 +164,7 @@ class Interrupt(keras.callbacks.Callback):
       raise KeyboardInterrupt
 
 
-@pytest.mark.exhaustive
+@pytest.mark.slow
 def test_training_goes_on_after_an_interrupt():
   x, y = data()
   half = x[: 2 * BATCH], y[: 2 * BATCH]
@@ -204,7 +204,7 @@ def loop(model, num_epochs, validate):
       validate(model)
 
 
-@pytest.mark.exhaustive
+@pytest.mark.slow
 def test_loop_of_ones_own_shows_the_mean_and_resumes(tmp_path):
   fitted = compiled(OPTIMIZERS["cser"])
   fit(fitted, epochs=2)

@@ -63,7 +63,7 @@ class Checkpointing(keras.callbacks.Callback):
     tf.train.Checkpoint(model=self.model).write(f"{self._prefix}{epoch}")
 
 
-@pytest.mark.exhaustive
+@pytest.mark.slow
 @pytest.mark.parametrize("name", OPTIMIZERS)
 def test_training_resumes_exactly(name, tmp_path):
   straight = compiled(OPTIMIZERS[name])
@@ -95,7 +95,7 @@ class _Kill(keras.callbacks.Callback):
       raise _KilledError
 
 
-@pytest.mark.exhaustive
+@pytest.mark.slow
 def test_training_resumes_exactly_from_a_backup(tmp_path):
   straight = compiled(OPTIMIZERS["cser"])
   fit(straight, epochs=3)

@@ -29,9 +29,9 @@ FAST = ("grbs", "top_k_gradient", "local_sgd", "ef_sgd", "local_adaalter")
 
 
 def tiers(names):
-  """Returns test parameters: a few kinds, and all of them on demand."""
+  """Returns test parameters: a few kinds fast, all of them slow."""
   return [
-    name if name in FAST else pytest.param(name, marks=pytest.mark.exhaustive)
+    name if name in FAST else pytest.param(name, marks=pytest.mark.slow)
     for name in names
   ]
 
@@ -175,7 +175,7 @@ def test_p5_block_moves_alike_and_the_rest_by_itself():
       )
 
 
-@pytest.mark.exhaustive
+@pytest.mark.slow
 def test_p4_identity_reset_leaves_one_model():
   steps = trained("identity_reset").steps
   for step in steps[2::3]:
@@ -197,7 +197,7 @@ def test_adaalter_p3_denominator_is_common_and_frozen():
     assert np.ptp(now["models"], axis=0).max() > 100 * TOLERANCE
 
 
-@pytest.mark.exhaustive
+@pytest.mark.slow
 def test_p1_holds_where_every_worker_rounds_by_chance():
   make = cser(
     sync_period=3,
@@ -218,7 +218,7 @@ def test_every_byte_is_counted(name):
   np.testing.assert_array_equal(trained(name).bytes_sent, np.cumsum(sent))
 
 
-@pytest.mark.exhaustive
+@pytest.mark.slow
 def test_p7_bytes_are_one_over_the_compression_ratio():
   h, ratio_1, ratio_2, steps = 4, 8, 32, 240
   recorder = fit(
@@ -235,7 +235,7 @@ def test_p7_bytes_are_one_over_the_compression_ratio():
   assert recorder.bytes_sent[-1] / dense == pytest.approx(1 / ratio, rel=0.02)
 
 
-@pytest.mark.exhaustive
+@pytest.mark.slow
 def test_identity_gradient_compressor_is_keras_sgd():
   make = cser(sync_period=3, gradient_compressor=Identity(), weight_decay=0.05)
   np.testing.assert_allclose(
@@ -245,7 +245,7 @@ def test_identity_gradient_compressor_is_keras_sgd():
   )
 
 
-@pytest.mark.exhaustive
+@pytest.mark.slow
 def test_identity_reset_at_each_step_is_keras_sgd():
   make = cser(
     sync_period=1, reset_compressor=Identity(), gradient_compressor=Zero()
@@ -258,7 +258,7 @@ def test_identity_reset_at_each_step_is_keras_sgd():
   np.testing.assert_allclose(models(every_step), expected, atol=1e-6)
 
 
-@pytest.mark.exhaustive
+@pytest.mark.slow
 @pytest.mark.parametrize(
   ("special", "period", "reset"),
   [

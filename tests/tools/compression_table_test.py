@@ -202,7 +202,7 @@ def test_naive_adagrad_trains_on_each_partition():
   assert outcomes[0].curve != outcomes[1].curve
 
 
-@pytest.mark.exhaustive
+@pytest.mark.slow
 @pytest.mark.parametrize(
   "name", ["sgd", "ef_sgd", "qsparse", "csea", "cser", "cser_code", "cser_pl"]
 )
@@ -220,7 +220,7 @@ def test_methods_learn_and_send_what_the_formula_says(name):
   assert outcome.curve[-1].test_accuracy > 0.9
 
 
-@pytest.mark.exhaustive
+@pytest.mark.slow
 def test_command_writes_all_it_has_measured(tmp_path):
   result = run_script(
     RUN,
@@ -251,7 +251,7 @@ def test_command_writes_all_it_has_measured(tmp_path):
   ]
 
 
-@pytest.mark.exhaustive
+@pytest.mark.slow
 def test_command_fails_where_a_bar_is_missed():
   result = run_script(
     RUN,

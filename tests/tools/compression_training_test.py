@@ -63,7 +63,7 @@ def test_learning_rate_rises_and_drops(step, factor):
 
 # Errors, common models, momenta and counters must all be set back.
 @pytest.mark.parametrize(
-  "name", ["cser", pytest.param("qsparse", marks=pytest.mark.exhaustive)]
+  "name", ["cser", pytest.param("qsparse", marks=pytest.mark.slow)]
 )
 def test_run_does_not_depend_on_those_before(name):
   again = training_of(name)
