@@ -100,6 +100,32 @@ def inline(
   return inliner.flatten(outside)
 
 
+def function_graph(function, context: GraphDef) -> GraphDef:
+  """Returns a function's body as a graph, its arguments as Placeholders.
+
+  TensorFlow's own conversion looks a body's callees up in the running process,
+  which forgets a loaded model's functions with the model.
+
+  Args:
+    function: a FunctionDef.
+    context: a graph with the library and versions.
+
+  Raises:
+    ValueError: the function has a list argument, or a node refers to one that
+      is not there.
+  """
+  graph_def = GraphDef(library=context.library, versions=context.versions)
+  for arg in function.signature.input_arg:
+    node = graph_def.node.add(name=arg.name, op="Placeholder")
+    node.attr["dtype"].type = arg.type
+  body = _function_body(function, functions_by_name(context))
+  for name, original in body.nodes.items():
+    node = graph_def.node.add()
+    node.CopyFrom(original)
+    node.input[:] = map(format_ref, body.inputs[name])
+  return graph_def
+
+
 class _Inliner:
   """The state of one `inline`."""
 

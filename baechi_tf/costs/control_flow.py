@@ -13,13 +13,11 @@ from collections.abc import Sequence
 
 import tensorflow as tf
 
-# Checked with TensorFlow 2.21.
-from tensorflow.python.framework import function_def_to_graph
-
 from baechi_tf.costs.shapes import infer_shapes
 from baechi_tf.costs.shapes import TensorInfo
 from baechi_tf.function_library import CONTROL
 from baechi_tf.function_library import parse_ref
+from baechi_tf.inlining import function_graph
 from baechi_tf.inlining import inline
 
 v1 = tf.compat.v1
@@ -159,10 +157,7 @@ def body_graph(
       an element of the list.
     context: a graph with the library and versions.
   """
-  graph_def, _ = function_def_to_graph.function_def_to_graph_def(function)
-  graph_def.library.CopyFrom(context.library)
-  graph_def.versions.CopyFrom(context.versions)
-  flat = inline(graph_def, (), ())
+  flat = inline(function_graph(function, context), (), ())
   arguments = [x.name for x in function.signature.input_arg]
   fed, nodes = {}, []
   given = dict(zip(arguments, zip(inputs, referents, strict=True), strict=True))
