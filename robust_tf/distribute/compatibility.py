@@ -21,7 +21,9 @@ from collections.abc import Sequence
 
 import keras
 import tensorflow as tf
+from keras.src.backend.tensorflow import optimizer as keras_tf_optimizer
 from keras.src.backend.tensorflow import trainer as keras_trainer
+from keras.src.optimizers import base_optimizer
 from tensorflow.compiler.xla.tsl.protobuf import coordination_config_pb2
 from tensorflow.python.distribute import multi_worker_util
 from tensorflow.python.distribute import numpy_dataset
@@ -426,6 +428,49 @@ def skip_steps_together() -> None:
 
   check_finite.asks_all = True
   scaling_type.check_finite = check_finite
+
+
+def stateless_apply(
+  optimizer: keras.optimizers.Optimizer,
+  state: Sequence[tf.Tensor],
+  gradients: Sequence[tf.Tensor],
+  values: Sequence[tf.Tensor],
+) -> tuple[list[tf.Tensor], list[tf.Tensor]]:
+  """Returns what one step of an optimizer makes of tensors; changes nothing.
+
+  Keras has it for all its backends but TensorFlow, whose methods go through
+  `tf.distribute` and take variables only: here those of the class beneath
+  them are called.
+
+  Args:
+    optimizer: built for variables of these shapes.
+    state: of the optimizer, in the order of its `variables`.
+    gradients: of the loss, a tensor for each value.
+    values: of the trainable variables that it was built for.
+
+  Returns:
+    The values and the state after the step.
+  """
+  check_versions()
+  below = base_optimizer.BaseOptimizer
+  replaced = (
+    vars(keras_tf_optimizer.TFOptimizer).keys()
+    & vars(below).keys() - {"__init__", "__module__", "__doc__"}
+  ) - {"add_variable_from_reference", "stateless_apply", "_var_key"}
+  # The optimizer's slots are found by keys that only variables have.
+  keys = {id(v): optimizer._var_key(v) for v in optimizer._trainable_variables}
+  methods = {
+    name: functools.partial(getattr(below, name), optimizer)
+    for name in replaced
+  }
+  methods["_var_key"] = lambda variable: keys[id(variable)]
+  # Past Keras' own `__setattr__`, which would track them.
+  vars(optimizer).update(methods)
+  try:
+    return below.stateless_apply(optimizer, state, gradients, values)
+  finally:
+    for name in methods:
+      del vars(optimizer)[name]
 
 
 def track_loss(model: keras.Model, loss: tf.Tensor, batch_size) -> None:

@@ -1,0 +1,107 @@
+"""Drives a server: what it asks goes to devices, what they push comes back.
+
+The same loop runs the paper's experiments in one process and a cluster of
+many. Only this thread changes the server, so each update is atomic: devices
+read a model of one version, never half of two.
+"""
+
+import time
+from collections.abc import Callable
+from collections.abc import Sequence
+from typing import Protocol
+
+import numpy as np
+
+from robust_tf.federated.events import Event
+from robust_tf.federated.server import Server
+from robust_tf.federated.tasks import Push
+from robust_tf.federated.tasks import Task
+
+
+class ParameterServerLostError(RuntimeError):
+  """A process that holds the published model is gone.
+
+  This process cannot reach another in its place: the run goes on in a new one,
+  from its latest checkpoint.
+  """
+
+
+class Devices(Protocol):
+  """Those who do tasks."""
+
+  def publish(self, weights: Sequence[np.ndarray], version: int) -> None:
+    """Makes a model the one that tasks start from.
+
+    Raises:
+      ParameterServerLostError: it cannot be reached any more.
+    """
+
+  def start(self, task: Task) -> None:
+    """Has a task done; returns at once."""
+
+  def next_push(self, timeout_s: float | None) -> Push | None:
+    """Returns the next push to arrive; None if there is none in time.
+
+    Args:
+      timeout_s: how long to wait; None for as long as it takes.
+
+    Raises:
+      ParameterServerLostError: the published model is gone.
+    """
+
+
+def run(
+  server: Server,
+  devices: Devices,
+  versions: int,
+  *,
+  deadline_s: float | None = None,
+  on_event: Callable[[Event], None] = lambda event: None,
+  on_version: Callable[[int], None] = lambda version: None,
+) -> None:
+  """Trains until the server's model was updated so often.
+
+  Args:
+    server: makes tasks and takes pushes.
+    devices: do the tasks.
+    versions: T, at which the run ends.
+    deadline_s: how long a task may take before the server gives it up; None
+      for as long as it takes.
+    on_event: is told of each event, in order.
+    on_version: is called after each update, once devices can read it.
+
+  Raises:
+    ParameterServerLostError: the run cannot go on in this process.
+  """
+  out: dict[int, tuple[Task, float]] = {}  # by serial, with when it is due
+  devices.publish(server.weights, server.version)
+  while server.version < versions:
+    for task in server.assign():
+      due = np.inf if deadline_s is None else time.monotonic() + deadline_s
+      out[task.serial] = task, due
+      on_event(Event.started(task))
+      devices.start(task)
+    push = devices.next_push(_time_left(out))
+    if push is None:
+      for task in _overdue(out):
+        del out[task.serial]
+        server.give_up(task)
+        on_event(Event.overdue(task, server.version))
+      continue
+    out.pop(push.task.serial, None)
+    receipt = server.receive(push)
+    if receipt.advanced:
+      devices.publish(server.weights, server.version)
+    on_event(Event.arrived(push, receipt, server.version))
+    if receipt.advanced:
+      on_version(server.version)
+
+
+def _time_left(out: dict[int, tuple[Task, float]]) -> float | None:
+  first = min((due for _, due in out.values()), default=np.inf)
+  return None if first == np.inf else max(0.0, first - time.monotonic())
+
+
+def _overdue(out: dict[int, tuple[Task, float]]) -> list[Task]:
+  now = time.monotonic()
+  return [task for task, due in out.values() if due <= now]
