@@ -15,14 +15,13 @@ this command's.
 
 import contextlib
 import dataclasses
+import functools
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
-import threading
 import time
 from collections.abc import Callable
 from collections.abc import Mapping
@@ -31,14 +30,12 @@ from collections.abc import Sequence
 from absl import app
 from absl import flags
 
-from tools.uninterrupted import uninterrupted
+from robust_tf.training import child_processes
+from robust_tf.training.uninterrupted import uninterrupted
 
 TIMED_OUT = 124  # what timeout(1) exits with
 
 _POLL_S = 0.05
-_GRACE_S = 2.0
-_TAIL_LINES = 20
-_PROXIES = ("http_proxy", "https_proxy", "grpc_proxy", "all_proxy")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,12 +55,11 @@ class Outcome:
 
   def output(self, worker: int) -> str:
     """Returns all that a worker wrote."""
-    with open(self.logs[worker], encoding="utf-8", errors="replace") as log:
-      return log.read()
+    return child_processes.read_log(self.logs[worker])
 
   def tail(self, worker: int) -> str:
     """Returns the last lines that a worker wrote."""
-    return "\n".join(self.output(worker).splitlines()[-_TAIL_LINES:])
+    return child_processes.last_lines(self.logs[worker])
 
 
 @dataclasses.dataclass(frozen=True)
@@ -111,7 +107,8 @@ def run(
   if num_workers < 1:
     raise ValueError(f"workers={num_workers} must be at least 1")
   if hosts is None:
-    hosts = [Host(address) for address in free_addresses(num_workers)]
+    addresses = child_processes.free_addresses(num_workers)
+    hosts = [Host(address) for address in addresses]
   if len(hosts) != num_workers:
     raise ValueError(
       f"workers={num_workers} needs as many hosts, not {len(hosts)}"
@@ -132,13 +129,19 @@ def run(
     try:
       for i in range(num_workers):
         with uninterrupted():  # or nobody would know of a process
-          process = _start([*hosts[i].prefix, *command], environments[i])
+          process = child_processes.start(
+            [*hosts[i].prefix, *command], environments[i]
+          )
           processes.append(process)
-        _keep_output(process, logs[i], i, show, readers)
+        with contextlib.suppress(FileNotFoundError):
+          os.remove(logs[i])
+        child_processes.keep_output(
+          process, logs[i], readers, functools.partial(_show, show, i)
+        )
       failed, exit_code = _wait(processes, deadline)
     finally:
       with uninterrupted():
-        _end(processes)
+        child_processes.end(processes)
   return Outcome(exit_code, failed, logs)
 
 
@@ -146,9 +149,7 @@ def worker_environments(
   addresses: Sequence[str], environment: Mapping[str, str]
 ) -> list[dict[str, str]]:
   """Returns the variables of each process: TF_CONFIG and no proxies."""
-  kept = {k: v for k, v in environment.items() if k.lower() not in _PROXIES}
-  # Fail at once when a peer is gone, not after gRPC's own retries.
-  kept["GRPC_FAIL_FAST"] = "use_caller"
+  kept = child_processes.peer_environment(environment)
   return [
     {
       **kept,
@@ -163,69 +164,8 @@ def worker_environments(
   ]
 
 
-def free_addresses(count: int) -> list[str]:
-  """Returns addresses of this machine that nothing listens on."""
-  with contextlib.ExitStack() as stack:
-    sockets = [
-      stack.enter_context(socket.create_server(("localhost", 0)))
-      for _ in range(count)
-    ]
-    return [f"localhost:{x.getsockname()[1]}" for x in sockets]
-
-
-def _start(
-  command: Sequence[str], environment: Mapping[str, str]
-) -> subprocess.Popen:
-  """Returns a new process, which can be ended with all that it starts."""
-  return subprocess.Popen(
-    command,
-    env=environment,
-    stdin=subprocess.DEVNULL,
-    stdout=subprocess.PIPE,
-    stderr=subprocess.STDOUT,
-    start_new_session=True,
-  )
-
-
-def _keep_output(
-  process: subprocess.Popen,
-  log_path: str,
-  index: int,
-  show: Callable[[str], None],
-  readers: contextlib.ExitStack,
-) -> None:
-  """Copies what a process writes; `readers` waits for the end of it."""
-  reader = threading.Thread(
-    target=_copy_output, args=(process.stdout, log_path, index, show)
-  )
-  reader.start()
-  readers.enter_context(process)  # closes the pipe
-  readers.callback(reader.join)
-
-
-def _copy_output(
-  stream, log_path: str, index: int, show: Callable[[str], None]
-) -> None:
-  with open(log_path, "wb") as log:
-    for line in stream:
-      log.write(line)
-      log.flush()
-      show(f"[{index}] {line.decode(errors='replace').rstrip()}")
-
-
-def _end(processes: Sequence[subprocess.Popen]) -> None:
-  """Ends processes and whatever they started: asks first, then insists.
-
-  TensorFlow's workers do not end when asked.
-  """
-  for number in (signal.SIGTERM, signal.SIGKILL):
-    for process in processes:
-      with contextlib.suppress(ProcessLookupError):
-        os.killpg(process.pid, number)
-    deadline = time.monotonic() + _GRACE_S
-    for process in processes:
-      with contextlib.suppress(subprocess.TimeoutExpired):
-        process.wait(timeout=max(0.0, deadline - time.monotonic()))
+def _show(show: Callable[[str], None], index: int, line: str) -> None:
+  show(f"[{index}] {line}")
 
 
 def _wait(
@@ -233,10 +173,10 @@ def _wait(
 ) -> tuple[int | None, int]:
   """Waits for all to end well, or one badly; returns which and its code."""
   while True:
-    codes = [process.poll() for process in processes]
+    codes = [child_processes.exit_code(process) for process in processes]
     for index, code in enumerate(codes):
       if code:
-        return index, code if code > 0 else 128 - code
+        return index, code
     if None not in codes:
       return None, 0
     if deadline is not None and time.monotonic() > deadline:

@@ -16,8 +16,8 @@ import shutil
 import subprocess
 from collections.abc import Iterator
 
+from robust_tf.training.uninterrupted import uninterrupted
 from tools.local_cluster import Host
-from tools.uninterrupted import uninterrupted
 
 INTERFACE = "eth0"
 

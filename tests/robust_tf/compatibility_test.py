@@ -8,10 +8,10 @@ import pytest
 
 from robust_tf.distribute import compatibility
 from robust_tf.distribute.compatibility import StrategyKind
+from robust_tf.training import child_processes
 from tests.tensorflow_setup import DEVICES
 from tests.tensorflow_setup import run_script
 from tests.tensorflow_setup import tf
-from tools import local_cluster
 
 
 class TaggingOps(tf.distribute.ReductionToOneDevice):
@@ -123,7 +123,7 @@ print(compatibility.strategy_kind(strategy).name)
 
 
 def test_kind_with_parameter_servers_is_seen():
-  result = run_script(PARAMETER_SERVERS, *local_cluster.free_addresses(2))
+  result = run_script(PARAMETER_SERVERS, *child_processes.free_addresses(2))
   assert result.stdout.split() == ["PARAMETER_SERVER"], result.stderr
 
 

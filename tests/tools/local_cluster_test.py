@@ -10,6 +10,7 @@ import time
 
 import pytest
 
+from robust_tf.training import child_processes
 from tools import local_cluster
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -52,7 +53,7 @@ def wait_for(condition, timeout_s=30):
 
 def test_workers_get_one_cluster_and_their_own_index():
   environments = local_cluster.worker_environments(
-    local_cluster.free_addresses(3), {"HOME": "/h"}
+    child_processes.free_addresses(3), {"HOME": "/h"}
   )
   configs = [json.loads(x["TF_CONFIG"]) for x in environments]
   hosts = configs[0]["cluster"]["worker"]

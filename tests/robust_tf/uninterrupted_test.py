@@ -5,7 +5,7 @@ import threading
 
 import pytest
 
-from tools.uninterrupted import uninterrupted
+from robust_tf.training.uninterrupted import uninterrupted
 
 
 class StoppedError(Exception):
