@@ -108,10 +108,12 @@ class LocalTraining:
     if not optimizer.built:
       optimizer.build(model.trainable_variables)
     self._state = [v.numpy() for v in optimizer.variables]
-    self._kept = [
-      (i, v) for i, v in enumerate(model.non_trainable_variables)
+    # By place: the values of all that is not exchanged, and what are seeds.
+    self._kept = {
+      i: (v.numpy(), v.path.endswith(_SEED_STATE))
+      for i, v in enumerate(model.non_trainable_variables)
       if not _is_floating(v)
-    ]  # fmt: skip
+    }
     self.specs = tuple(
       tf.TensorSpec(v.shape, v.dtype) for v in exchanged_variables(model)
     )
@@ -133,7 +135,8 @@ class LocalTraining:
       seed: of what is random in the model, an integer scalar.
       center: x_tau, if that is not where the device starts.
     """
-    center = list(start if center is None else center)
+    start = _tensors(start)
+    center = start if center is None else _tensors(center)
     count = len(self._model.trainable_variables)
     steps = tf.shape(inputs)[0]
 
@@ -151,7 +154,7 @@ class LocalTraining:
       step,
       (
         tf.constant(0),
-        list(start[:count]),
+        start[:count],
         self._others(start[count:], seed),
         _tensors(self._state),
       ),
@@ -184,9 +187,9 @@ class LocalTraining:
   def _others(self, floating: Sequence[tf.Tensor], seed: tf.Tensor):
     """Returns values for all variables that are not trainable."""
     values = list(floating)
-    for i, variable in self._kept:
-      value = tf.constant(variable.numpy())
-      if variable.path.endswith(_SEED_STATE):
+    for i, (kept, is_seed) in self._kept.items():
+      value = tf.constant(kept)
+      if is_seed:
         # A generator's state is its seed and a count; each has its own seed.
         first = tf.cast(seed, value.dtype) + tf.cast(i, value.dtype)
         value = tf.stack([first, tf.zeros([], value.dtype)])
