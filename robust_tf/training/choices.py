@@ -1,7 +1,8 @@
 """Which function a flag chooses, and which flags are its arguments.
 
 The partition, the aggregation rule and the attack are functions, chosen by
-name; the flags that are their parameters are known from their signatures.
+name; the flags that are their parameters are known from their signatures. What
+algorithms take is in `algorithms`.
 Those of rules and attacks are read from the source, because importing one
 imports TensorFlow, and that takes seconds which `--help` and a mistyped flag
 should not cost.
@@ -15,6 +16,8 @@ from collections.abc import Collection
 from collections.abc import Mapping
 
 from robust_tf.federated.partition import PARTITIONS
+from robust_tf.training.algorithms import algorithm_signatures
+from robust_tf.training.algorithms import staleness_signatures
 
 # Attacks on a worker's examples, beside the attacks on its update.
 LABEL_FLIP = "label_flip"
@@ -51,6 +54,8 @@ def signatures() -> dict[str, Signatures]:
       **read_signatures("robust_tf.attacks", "ATTACKS"),
       LABEL_FLIP: {},
     },
+    "algorithm": algorithm_signatures(),
+    "staleness": staleness_signatures(),
   }
 
 

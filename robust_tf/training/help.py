@@ -7,6 +7,8 @@ from collections.abc import Iterator
 from absl import flags
 
 from robust_tf.training import job_flags
+from robust_tf.training.algorithms import ALGORITHMS
+from robust_tf.training.algorithms import SYNCHRONOUS
 from robust_tf.training.choices import parameters
 from robust_tf.training.choices import Signatures
 from robust_tf.training.choices import signatures
@@ -16,7 +18,8 @@ usage: robust-train [--flagfile=FILE] [--NAME=VALUE ...]
 
 Trains a model on n workers of which some may be Byzantine: an aggregation rule
 makes one update of theirs. Or on n workers that send little: with optimizers
-such as cser each has a model of its own, or sends a part of its step.
+such as cser each has a model of its own, or sends a part of its step. Or on
+many devices, few at a time: with --algorithm, in this process or a cluster.
 
 A flag that comes later wins, so give --flagfile first and what differs from it
 after.
@@ -26,6 +29,9 @@ examples:
   robust-train --flagfile=configs/train/digits_krum_ipm.flags --output=krum
   robust-train --optimizer=cser --gradient_compressor=grbs:64 --sync_period=8
   robust-train --flagfile=krum/run.flags --seed=1 --output=krum_again
+  robust-train --flagfile=configs/train/digits_fed_async.flags
+  robust-train --algorithm=fed_avg --devices_per_round=5 \\
+    --strategy=parameter_server --local_cluster=workers:2,ps:1
 """
 _WIDTH, _INDENT = 80, 30
 
@@ -40,7 +46,7 @@ def help_text() -> str:
     lines.append(f"{group}:")
     for flag in members:
       lines.extend(_flag_lines(flag, tables))
-      if flag.name in ("aggregator", "attack"):
+      if flag.name in ("aggregator", "attack", "algorithm", "staleness"):
         lines.extend(_choice_lines(tables[flag.name]))
     lines.append("")
   return "\n".join(lines)
@@ -61,6 +67,8 @@ def _flag_lines(
   ]
   # absl puts the values of an enum in front.
   text = re.sub(r"^<[^>]*>: ", "", flag.help)
+  if set(takers) == ALGORITHMS.keys() - {SYNCHRONOUS}:
+    takers = ["all but synchronous"]
   if takers:
     text = f"{', '.join(takers)}: {text[0].lower()}{text[1:]}"
   if flag.default is not None and not flag.boolean:
@@ -86,6 +94,8 @@ def _value(flag: flags.Flag) -> str:
     "float": "=X",
     "list of integers": "=N,N-N,...",
     "compressor": "=NAME:X",
+    "number or range": "=N|N-N",
+    "size of a cluster": "=workers:N,ps:N",
   }.get(flag.flag_type(), "=TEXT")
 
 

@@ -14,6 +14,8 @@ from absl import flags
 from robust_tf.federated.partition import PARTITIONS
 from robust_tf.training import data
 from robust_tf.training.choices import near
+from robust_tf.training.federated_flags import define_cluster_flags
+from robust_tf.training.federated_flags import define_federated_flags
 
 TASK = "what is learned"
 WORKERS = "the workers"
@@ -173,7 +175,9 @@ def define_flags(values: flags.FlagValues) -> None:
   _define_aggregator(values)
   _define_attack(values)
   _define_optimizer(values)
+  define_federated_flags(values, IntegerListParser())
   _define_run(values)
+  define_cluster_flags(values)
 
 
 def parse_flags(argv: Sequence[str]) -> flags.FlagValues:
@@ -260,7 +264,9 @@ def _define_workers(values: flags.FlagValues) -> None:
     STRATEGIES,
     "none: all workers on one device, in one vectorised step. mirrored: over"
     " the devices of this process. multi_worker: over the processes of"
-    " TF_CONFIG. Workers are spread evenly over the devices.",
+    " TF_CONFIG. Workers are spread evenly over the devices. parameter_server:"
+    " devices' tasks go to whichever process is free, see --algorithm and"
+    " --local_cluster.",
     **group,
   )
   flags.DEFINE_integer(
@@ -304,7 +310,8 @@ def _define_aggregator(values: flags.FlagValues) -> None:
     "validation_batch_size",
     None,
     "Training examples on which the server scores updates at each step, for"
-    " rules that take a loss. Default: 4.",
+    " rules that take a loss; default: 4. With zeno_plus_plus: on which it"
+    " computes its gradient; default: 100.",
     lower_bound=1,
     **group,
   )

@@ -21,6 +21,7 @@ import uuid
 from collections.abc import Iterator
 from collections.abc import Mapping
 
+from robust_tf.training.federated_flags import MAY_CHANGE
 from robust_tf.training.job_flags import flag_texts
 from robust_tf.training.job_flags import parse_flags
 
@@ -131,7 +132,7 @@ def check_same(
   differing = [
     name
     for name in sorted(before.keys() | now.keys())
-    if before.get(name) != now.get(name)
+    if before.get(name) != now.get(name) and name not in MAY_CHANGE
   ]
   if differing == ["steps"] and _extends(before, now):
     return

@@ -12,6 +12,9 @@ from collections.abc import Sequence
 from robust_tf.training.choices import chosen_arguments
 from robust_tf.training.choices import LABEL_FLIP
 from robust_tf.training.choices import signatures
+from robust_tf.training.federated_flags import ClusterSize
+from robust_tf.training.federated_settings import check_algorithm
+from robust_tf.training.federated_settings import complete_arguments
 from robust_tf.training.job_flags import flag_texts
 from robust_tf.training.job_flags import LOCAL
 from robust_tf.training.job_flags import OPTIMIZERS
@@ -26,10 +29,11 @@ class Settings:
 
   `partition_arguments`, `aggregator_arguments`, `attack_arguments` and
   `optimizer_arguments` hold those that are given to the chosen function or
-  optimizer; `has_local_models` says whether that is one with which workers
-  train models of their own, or send parts; `takes_loss` says whether the rule
-  scores updates by a loss. `flags` has the text of each flag that is set and
-  bears on the run, as it stands in a flagfile.
+  optimizer, `algorithm_arguments` all that the algorithm takes.
+  `has_local_models` says whether the optimizer is one with which workers train
+  models of their own, or send parts; `takes_loss` whether the rule scores
+  updates by a loss. `flags` has the text of each flag that is set and bears on
+  the run, as it stands in a flagfile.
   """
 
   model: str
@@ -53,6 +57,11 @@ class Settings:
   optimizer: str
   optimizer_arguments: Arguments
   has_local_models: bool
+  algorithm: str
+  algorithm_arguments: Arguments
+  local_cluster: ClusterSize | None
+  max_restarts: int
+  cluster_timeout_s: float
   learning_rate: float
   decay_steps: tuple[int, ...]
   decay_factor: float
@@ -82,6 +91,7 @@ def parse_settings(argv: Sequence[str]) -> Settings:
   _check_optimizer(values, settings)
   _check_local_models(settings)
   _check_run(values, settings)
+  check_algorithm(values, settings)
   _check_strategy(settings)
   return settings
 
@@ -94,6 +104,9 @@ def _settings(
   rule = signatures()["aggregator"][values["aggregator"]]
   derived = {
     **{f"{kind}_arguments": given for kind, given in arguments.items()},
+    "algorithm_arguments": complete_arguments(
+      values["algorithm"], arguments["algorithm"], arguments["staleness"]
+    ),
     "takes_loss": "loss" in rule,
     "flags": texts,
     "byzantine": tuple(values["byzantine"] or ()),
@@ -105,14 +118,18 @@ def _settings(
     },
     "has_local_models": values["optimizer"] in LOCAL,
   }
+  zeno_plus_plus = values["algorithm"] == "zeno_plus_plus"
   defaults = {
-    "validation_batch_size": 4,
+    "validation_batch_size": 100 if zeno_plus_plus else 4,
+    "max_restarts": 10,
+    "cluster_timeout_s": 60.0,
     "checkpoint_every": values["evaluate_every"],
     "decay_factor": 0.1,
   }
   names = {field.name for field in dataclasses.fields(Settings)}
   plain = {name: values[name] for name in names - derived.keys()}
   unset = {name: x for name, x in defaults.items() if values[name] is None}
+  derived.pop("staleness_arguments")
   return Settings(**{**plain, **derived, **unset})
 
 
@@ -156,6 +173,8 @@ def _check_attack(settings: Settings) -> None:
 
 
 def _check_scoring(values: Mapping[str, object], settings: Settings) -> None:
+  if settings.algorithm == "zeno_plus_plus":
+    return
   if values["validation_batch_size"] is not None and not settings.takes_loss:
     raise ValueError(
       f"--validation_batch_size is not for --aggregator={settings.aggregator},"
@@ -219,11 +238,6 @@ def _check_run(values: Mapping[str, object], settings: Settings) -> None:
 
 
 def _check_strategy(settings: Settings) -> None:
-  if settings.strategy == "parameter_server":
-    raise ValueError(
-      "--strategy=parameter_server comes with the asynchronous algorithms and"
-      " is not there yet; take none, mirrored or multi_worker"
-    )
   if settings.replicas and settings.strategy != "mirrored":
     raise ValueError(
       f"--replicas is not for --strategy={settings.strategy}; it is taken by"
