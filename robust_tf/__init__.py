@@ -25,7 +25,7 @@ _PUBLIC = {
   "bear_with_slow_links": "distribute.compatibility",
   "mean_model": "shown_model",
 }
-_ROOMS = ("aggregators", "attacks", "compressors")
+_ROOMS = ("aggregators", "attacks", "compressors", "federated")
 
 __all__ = sorted([*_PUBLIC, *_ROOMS])
 

@@ -38,7 +38,8 @@ class Receipt:
     staleness: t - tau, in versions, when it arrived; None where the push
       names no version that there was.
     mixing_weight: alpha_t, with which it was mixed in at once; None for a
-      push that is refused, or waits for the others of its round.
+      push that is refused or waits for the others of its round, and from a
+      server that knows no such weight.
     advanced: whether the server has a new model now.
   """
 
