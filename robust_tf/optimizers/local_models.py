@@ -9,7 +9,6 @@ show it (`robust_tf.mean_model`), and put the local models back.
 """
 
 import abc
-from collections.abc import Callable
 from collections.abc import Mapping
 from collections.abc import Sequence
 
@@ -24,13 +23,12 @@ from robust_tf.distribute import compatibility
 from robust_tf.distribute.packing import densified
 from robust_tf.optimizers import requirements
 from robust_tf.optimizers.clipping import clipping
-from robust_tf.optimizers.local_step import assign
-from robust_tf.optimizers.local_step import read
+from robust_tf.optimizers.worker_models import Variables
+from robust_tf.optimizers.worker_models import WorkerModels
 from robust_tf.shown_model import MeanModel
 
 # Of each worker of this process, something for each variable.
 Values = Sequence[Sequence[tf.Tensor]]
-Variables = Sequence[Sequence[tf.Variable]]
 
 # An initial value: that of the model's variable.
 LIKE_MODEL = "like_model"
@@ -94,7 +92,7 @@ class LocalModelOptimizer(keras.optimizers.Optimizer, abc.ABC):
     )
     self._state = {}
     self._present = None
-    self._functions = {}
+    self._worker_models = None
     # Whether this process put the workers' models into the variables; it has
     # not if they were restored from a checkpoint of a moment between two steps.
     self._models_are_live = False
@@ -156,7 +154,7 @@ class LocalModelOptimizer(keras.optimizers.Optimizer, abc.ABC):
       return float("inf")
     whole = int(self.iterations.numpy()) * sum(
       variable.shape.num_elements() * variable.dtype.size
-      for variable in self._models()[0]
+      for variable in self._worker_models.of_replicas()[0]
     )
     return whole / self.bytes_sent
 
@@ -165,10 +163,7 @@ class LocalModelOptimizer(keras.optimizers.Optimizer, abc.ABC):
 
     Of the workers of this process, in their order.
     """
-    in_slots = self._keeps_models and (
-      self.workers_per_replica is not None or self._mean_is_shown
-    )
-    models = self._state["model"] if in_slots else self._models()
+    models = self._worker_models.current
     return [[variable.numpy() for variable in own] for own in models]
 
   def local_state(self, name: str) -> list[list[np.ndarray]]:
@@ -243,6 +238,14 @@ class LocalModelOptimizer(keras.optimizers.Optimizer, abc.ABC):
             device, f"{name}_{worker}", initializer, variables
           )
         )
+    self._worker_models = WorkerModels(
+      self._strategy,
+      self._trainable_variables,
+      kept=self._state.get("model"),
+      workers_per_replica=self.workers_per_replica,
+      mean_shown=self._mean_shown,
+      fingerprint=self._fingerprint,
+    )
 
   @property
   def _keeps_models(self) -> bool:
@@ -335,7 +338,7 @@ class LocalModelOptimizer(keras.optimizers.Optimizer, abc.ABC):
     workers = Workers(self.workers_per_replica or 1, self._count)
     self.update(
       workers,
-      self._with_gradients(self.live_models()),
+      self._with_gradients(self._worker_models.live),
       workers.map(self._own_gradients, self._by_worker(merged)),
       self._state_with_gradients(),
     )
@@ -377,42 +380,16 @@ class LocalModelOptimizer(keras.optimizers.Optimizer, abc.ABC):
       gradients = [gradient * scale for gradient in gradients]
     return gradients if self._clip is None else self._clip(gradients, None)
 
-  def _models(self, variables=None) -> Variables:
-    """Returns the components of variables, by default the model's, by replica.
-
-    Of the replicas of this process.
-    """
-    if variables is None:
-      variables = self._trainable_variables
-    by_variable = [
-      compatibility.components(self._strategy, variable)
-      for variable in variables
-    ]
-    return [list(model) for model in zip(*by_variable, strict=True)]
-
   def live_models(self) -> Variables:
     """Returns the variables of each worker's model that training works on.
 
     Of the workers of this process, in their order.
     """
-    if self.workers_per_replica is None:
-      return self._models()
-    return self._state["model"]
+    return self._worker_models.live
 
   def models_of_replica(self) -> Variables:
     """Returns the models of the workers that the current replica simulates."""
-    models, rows = self._state["model"], self.workers_per_replica
-    if len(models) == rows:
-      return models
-    context = tf.distribute.get_replica_context()
-    # In a graph a constant; of several processes, each counts on.
-    index = int(tf.get_static_value(context.replica_id_in_sync_group))
-    replica = index % (len(models) // rows)
-    return models[replica * rows : (replica + 1) * rows]
-
-  @property
-  def _mean_is_shown(self) -> bool:
-    return bool(self._mean_shown.numpy())
+    return self._worker_models.of_this_replica()
 
   def show_mean(self, statistics: Sequence[keras.Variable] = ()) -> bool:
     """Sets the model to the mean of the workers' models, which are kept.
@@ -426,41 +403,21 @@ class LocalModelOptimizer(keras.optimizers.Optimizer, abc.ABC):
     Returns:
       Whether it was not shown already.
     """
-    if not self.built or not self._keeps_models or self._mean_is_shown:
+    if (
+      not self.built
+      or not self._keeps_models
+      or self._worker_models.mean_is_shown
+    ):
       return False
     self._check_live()
-    self._run(self._show, *statistics)
+    self._worker_models.show_mean(statistics)
     return True
-
-  def _show(self, *statistics: keras.Variable) -> None:
-    workers = Workers(self.workers_per_replica or 1)
-    live = self.live_models()
-    values = workers.map(read, live)
-    if live is not self._state["model"]:
-      workers.map(assign, self._state["model"], values)
-    means = workers.mean(values)
-    rows = self.workers_per_replica or 1
-    replicas = Workers()
-    replicas.map(assign, self._models(), means[::rows])
-    if statistics:
-      of_replicas = self._models(statistics)
-      means = replicas.mean(replicas.map(read, of_replicas))
-      replicas.map(assign, of_replicas, means)
-    self._fingerprint.assign(_fingerprint(self._models()[0]))
-    self._mean_shown.assign(1)
 
   def hide_mean(self) -> None:
     """Puts the workers' models back, for training to go on."""
-    if self.built and self._keeps_models and self._mean_is_shown:
-      self._run(self._hide)
+    if self.built and self._keeps_models and self._worker_models.mean_is_shown:
+      self._worker_models.hide_mean()
       self._models_are_live = True
-
-  def _hide(self) -> None:
-    if self.workers_per_replica is None:
-      workers = Workers()
-      values = workers.map(read, self._state["model"])
-      workers.map(assign, self._models(), values)
-    self._mean_shown.assign(0)
 
   def resume(self) -> None:
     """Gets ready to train, from what each worker kept if that is the model's.
@@ -490,10 +447,10 @@ class LocalModelOptimizer(keras.optimizers.Optimizer, abc.ABC):
       return
     if not self._keeps_models:
       return
-    if not self._mean_is_shown:
+    if not self._worker_models.mean_is_shown:
       self._check_live()
       return
-    if bool(self._run(self._agree)):
+    if self._worker_models.belong_to_model():
       self.hide_mean()
       return
     if int(self.iterations.numpy()):
@@ -519,14 +476,6 @@ class LocalModelOptimizer(keras.optimizers.Optimizer, abc.ABC):
         " end of an epoch, or inside `with robust_tf.mean_model(model):`"
       )
 
-  def _agree(self) -> tf.Tensor:
-    """Returns whether the model is still what it was as the mean."""
-    fingerprint = _fingerprint(self._models()[0])
-    equal = tf.cast(tf.equal(fingerprint, self._fingerprint), tf.float32)
-    # All processes have to come to the same.
-    replicas = Workers()
-    return tf.equal(replicas.mean([[equal]] * len(replicas.devices))[0][0], 1.0)
-
   def _share_state(self, saved_workers: int) -> None:
     """Gives each worker the mean of what the workers have that were restored.
 
@@ -543,31 +492,15 @@ class LocalModelOptimizer(keras.optimizers.Optimizer, abc.ABC):
 
   def _restart(self) -> None:
     """Lets all workers go on from the model as it is."""
-    self._run(self._restart_state)
+    self._worker_models.run(self._restart_state)
     self._models_are_live = True
 
   def _restart_state(self) -> None:
-    rows = self.workers_per_replica or 1
-    replicas = Workers()
-    values = replicas.map(read, self._models())
-    values = [value for value in values for _ in range(rows)]
-    workers = Workers(rows)
-    workers.map(assign, self._state["model"], values)
+    self._worker_models.take_model()
     self.restart(
-      self.live_models(),
+      self._worker_models.live,
       {name: x for name, x in self._state.items() if name != "model"},
     )
-    self._mean_shown.assign(0)
-
-  def _run(self, function: Callable, *variables: keras.Variable):
-    """Runs a function of ours as one graph, traced once for its variables."""
-    key = (function.__name__, *map(id, variables))
-    if key not in self._functions:
-      self._functions[key] = tf.function(
-        lambda: function(*variables), autograph=False
-      )
-    with self._strategy.scope():
-      return self._functions[key]()
 
   def training_callback(self, callbacks: Sequence[keras.callbacks.Callback]):
     """Returns what shows the mean model to the callbacks of a training."""
@@ -584,7 +517,11 @@ class LocalModelOptimizer(keras.optimizers.Optimizer, abc.ABC):
     Raises:
       ValueError: the model's variables are not the mean model.
     """
-    if self.built and self._keeps_models and not self._mean_is_shown:
+    if (
+      self.built
+      and self._keeps_models
+      and not self._worker_models.mean_is_shown
+    ):
       raise ValueError(
         f"{self.name}: the model's variables are now those of one worker; save"
         " at the end of an epoch, or inside `with robust_tf.mean_model(model):`"
@@ -630,16 +567,3 @@ class LocalModelOptimizer(keras.optimizers.Optimizer, abc.ABC):
       **{name: config[name] for name in kept},
       "workers_per_replica": self.workers_per_replica,
     }
-
-
-def _fingerprint(variables: Sequence[tf.Variable]) -> tf.Tensor:
-  """Returns an int64 that is another if a bit of the values is."""
-  integers = {2: tf.int16, 4: tf.int32, 8: tf.int64}
-  fingerprint = tf.zeros([], tf.int64)
-  for value in read(variables):
-    bits = tf.bitcast(tf.reshape(value, [-1]), integers[value.dtype.size])
-    odd = 2 * tf.range(tf.size(bits, tf.int64), dtype=tf.int64) + 1
-    fingerprint = 31 * fingerprint + tf.reduce_sum(
-      tf.cast(bits, tf.int64) * odd
-    )
-  return fingerprint
