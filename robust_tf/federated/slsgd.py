@@ -32,6 +32,8 @@ from robust_tf.federated.tasks import Task
 Update = Sequence[np.ndarray]
 Aggregator = Callable[[list[Update]], Update]
 Sample = Callable[[int, int, int, int], Sequence[int]]
+# Updates and the devices that sent them, and the version of the model.
+Attack = Callable[[list[Update], Sequence[int], int], list[Update]]
 
 
 def mean(updates: Sequence[Update]) -> list[np.ndarray]:
@@ -70,6 +72,7 @@ class SLSGD:
     arrivals_per_round: int | None = None,
     aggregator: Aggregator = mean,
     aggregator_at: Callable[[Update, int], Aggregator] | None = None,
+    attack: Attack | None = None,
     mixing_weight: float | Callable[[int], float] = 1.0,
     sample: Sample = permutation,
   ):
@@ -86,6 +89,8 @@ class SLSGD:
       aggregator_at: in place of it, for rules that look at the model:
         `aggregator_at(weights, version)` returns a round's `aggregator`, see
         `zeno_server`.
+      attack: `attack(updates, devices, version)` returns what the rule gets,
+        for experiments with devices that know each other's updates.
       mixing_weight: alpha, in (0, 1]; or a function of the version of the
         model before the update, with values in [0, 1].
       sample: draws the devices, see `sampling`.
@@ -112,6 +117,7 @@ class SLSGD:
     self._tasks = tasks
     self._num_asked = devices_per_round
     self._num_arrivals = arrivals_per_round
+    self._attack = attack or (lambda updates, devices, version: updates)
     self._aggregator_at = aggregator_at or (lambda weights, version: aggregator)
     self._mixing_weight = mixing_weight
     self._sample = sample
@@ -229,7 +235,14 @@ class SLSGD:
     """Updates the model; returns with which weight, 0 if it is as before."""
     alpha = 0.0
     if self._arrived:
-      alpha = self._update([self._arrived[x] for x in sorted(self._arrived)])
+      serials = sorted(self._arrived)
+      alpha = self._update(
+        self._attack(
+          [self._arrived[x] for x in serials],
+          [self._asked[x] for x in serials],
+          self.version,
+        )
+      )
     self.version += 1
     self._begin_round()
     return alpha
@@ -270,6 +283,8 @@ def fed_avg(
   devices_per_round: int,
   arrivals_per_round: int | None = None,
   aggregator: Aggregator = mean,
+  aggregator_at: Callable[[Update, int], Aggregator] | None = None,
+  attack: Attack | None = None,
   sample: Sample = permutation,
 ) -> SLSGD:
   """Returns a server that takes each round's mean model as it is.
@@ -286,6 +301,8 @@ def fed_avg(
     devices_per_round=devices_per_round,
     arrivals_per_round=arrivals_per_round,
     aggregator=aggregator,
+    aggregator_at=aggregator_at,
+    attack=attack,
     mixing_weight=1.0,
     sample=sample,
   )

@@ -1,13 +1,15 @@
 """Where a run goes on after it was stopped, however that happened.
 
 A checkpoint is made by `tf.train.CheckpointManager`, which names it as the
-latest only when all of it is written. It holds the weights, the optimizer with
-its counters, where the server's own batches are, and the journal; workers'
-batches follow from the step, so nothing else is needed to go on exactly.
+latest only when all of it is written. It holds the weights, the journal, and
+the optimizer with its counters and where the server's own batches are, or the
+state of the server that few devices at a time train with; workers' batches
+follow from the step, so nothing else is needed to go on exactly.
 """
 
 import os
 import tempfile
+from collections.abc import Mapping
 
 import keras
 import tensorflow as tf
@@ -26,28 +28,24 @@ class Checkpoints:
     self,
     directory: str,
     process: Process,
-    model: keras.Model,
-    optimizer: keras.optimizers.Optimizer,
     journal: Journal,
+    parts: Mapping[str, tf.train.experimental.PythonState | keras.Model],
     *,
-    of_each_process: bool,
+    of_each_process: bool = False,
   ):
     """Says what is saved, and where.
 
     Args:
       directory: of the checkpoints.
       process: this one. TensorFlow wants all to save.
-      model: its weights are saved.
-      optimizer: built for the model.
       journal: of the run.
+      parts: what is saved beside it, by name: what TensorFlow can save.
       of_each_process: whether each process saves what its own workers keep,
         in a folder of its own, and goes on from there. If not, all go on from
         what the chief saves, and what others do is thrown away.
     """
     self._journal = journal
-    self._checkpoint = tf.train.Checkpoint(
-      model=model, optimizer=optimizer, journal=journal
-    )
+    self._checkpoint = tf.train.Checkpoint(journal=journal, **parts)
     if of_each_process and not process.is_chief:
       directory = os.path.join(directory, f"process_{process.index}")
     self._directory = written = directory
@@ -64,8 +62,20 @@ class Checkpoints:
     return int(path.rpartition("-")[2]) if path else 0
 
   def save(self, step: int) -> None:
-    """Saves the run after a step."""
-    self._manager.save(checkpoint_number=step)
+    """Saves the run after a step.
+
+    Raises:
+      OSError: it cannot be written; the checkpoint before it is still there.
+    """
+    try:
+      self._manager.save(checkpoint_number=step)
+    except tf.errors.OpError as error:
+      first_line = str(error).splitlines()[0]
+      raise OSError(
+        f"the checkpoint of step {step} cannot be written to"
+        f" {self._manager.directory}: {first_line}; the one before it is still"
+        " there, and the same command goes on from it"
+      ) from None
 
   def restore(self, step: int) -> None:
     """Takes the run back to what it was after a step that was saved.

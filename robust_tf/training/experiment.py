@@ -120,18 +120,9 @@ def make_byzantine(
   Raises:
     ValueError: the attack cannot be made on such updates.
   """
-  name = settings.attack
-  if name in (None, LABEL_FLIP):
+  attack = make_attack(settings, rule)
+  if attack is None:
     return None
-  attack = functools.partial(ATTACKS[name], **settings.attack_arguments)
-  if "aggregator" in inspect.signature(ATTACKS[name]).parameters:
-    if settings.takes_loss:
-      raise ValueError(
-        f"--attack={name} tries updates out on the rule, which"
-        f" --aggregator={settings.aggregator} does not allow: it scores them by"
-        " a loss; choose another rule or attack"
-      )
-    attack = functools.partial(attack, aggregator=rule)
   byzantine = Byzantine(
     workers=settings.byzantine,
     attack=attack,
@@ -144,8 +135,33 @@ def make_byzantine(
       tf.zeros([settings.workers, num_parameters]), settings.attack_start_step
     )
   except ValueError as error:
-    raise ValueError(f"--attack={name}: {error}") from None
+    raise ValueError(f"--attack={settings.attack}: {error}") from None
   return byzantine
+
+
+def make_attack(settings: Settings, rule: Callable) -> Callable | None:
+  """Returns what Byzantine workers do to updates; None if nothing.
+
+  Args:
+    settings: of the run.
+    rule: the aggregation rule.
+
+  Raises:
+    ValueError: the attack cannot be made on that rule.
+  """
+  name = settings.attack
+  if name in (None, LABEL_FLIP):
+    return None
+  attack = functools.partial(ATTACKS[name], **settings.attack_arguments)
+  if "aggregator" not in inspect.signature(ATTACKS[name]).parameters:
+    return attack
+  if settings.takes_loss:
+    raise ValueError(
+      f"--attack={name} tries updates out on the rule, which"
+      f" --aggregator={settings.aggregator} does not allow: it scores them by"
+      " a loss; choose another rule or attack"
+    )
+  return functools.partial(attack, aggregator=rule)
 
 
 def make_optimizer(

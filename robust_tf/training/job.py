@@ -30,6 +30,7 @@ from robust_tf.training.evaluation import test_function
 from robust_tf.training.journal import Journal
 from robust_tf.training.models import MODELS
 from robust_tf.training.process import Process
+from robust_tf.training.result import write_result
 from robust_tf.training.settings import Settings
 
 
@@ -56,6 +57,11 @@ class Job:
   trainer: keras.Model
   journal: Journal
   checkpoints: Checkpoints | None
+
+  @property
+  def quiet(self) -> bool:
+    """Whether another process says how far the run is."""
+    return not self.process.is_chief
 
   def train(self, show: Callable[[int, Mapping[str, float]], None]) -> None:
     """Trains to the last step.
@@ -86,6 +92,21 @@ class Job:
       shuffle=False,
       verbose=0,
     )
+
+  def write_result(self) -> None:
+    """Prints what came of the run, and writes it if there is a folder for it.
+
+    Raises:
+      OSError: a file cannot be written.
+    """
+    if not self.quiet:
+      write_result(
+        self.settings,
+        self.batches.dataset,
+        self.batches.parts,
+        self.journal,
+        self.model,
+      )
 
 
 def prepare(
@@ -118,9 +139,8 @@ def prepare(
     checkpoints = Checkpoints(
       os.path.join(settings.output, output.CHECKPOINTS),
       process,
-      model,
-      trainer.optimizer,
       journal,
+      {"model": model, "optimizer": trainer.optimizer},
       of_each_process=settings.has_local_models,
     )
     step = _agreed(strategy, process, checkpoints.latest_step())

@@ -13,17 +13,26 @@ from collections.abc import Iterator
 from collections.abc import Sequence
 from typing import NoReturn
 
-from robust_tf.federated.partition import PARTITIONS
+import numpy as np
+
+from robust_tf.federated.training_loop import ParameterServerLostError
 from robust_tf.training import output
+from robust_tf.training.algorithms import SYNCHRONOUS
 from robust_tf.training.batches import WorkerBatches
 from robust_tf.training.choices import LABEL_FLIP
+from robust_tf.training.cluster_roles import serve
+from robust_tf.training.cluster_roles import supervise
+from robust_tf.training.cluster_task import CHIEF
+from robust_tf.training.cluster_task import this_task
 from robust_tf.training.data import Dataset
 from robust_tf.training.data import load
 from robust_tf.training.help import help_text
+from robust_tf.training.parts import make_parts
 from robust_tf.training.process import this_process
 from robust_tf.training.progress import StepProgress
 from robust_tf.training.settings import parse_settings
 from robust_tf.training.settings import Settings
+from robust_tf.training.supervisor import TRY_AGAIN
 
 BAD_INPUT = 2
 INTERRUPTED = 128 + signal.SIGINT
@@ -31,11 +40,12 @@ INTERRUPTED = 128 + signal.SIGINT
 _HELP = {"-h", "-help", "--help", "--helpfull", "--helpshort"}
 
 
-def main(argv: Sequence[str]) -> int:
+def main(argv: Sequence[str], is_member: bool = False) -> int:
   """Runs `robust-train` and returns its exit code.
 
   Args:
     argv: the arguments, without the program's name.
+    is_member: whether a supervisor started this process, see `supervisor`.
   """
   # TensorFlow's C++ code reads it when it is loaded.
   os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
@@ -45,20 +55,24 @@ def main(argv: Sequence[str]) -> int:
   try:
     with contextlib.ExitStack() as stack:
       try:
-        job = _prepare(parse_settings(argv), stack)
+        settings = parse_settings(argv)
+        if settings.local_cluster and not is_member:
+          return supervise(settings, argv)
+        job = _prepare(settings, is_member, stack)
       except (ValueError, OSError) as error:
         return _complain(error)
-      _finish(job)
+      return_code = _finish(job)
     sys.stdout.flush()
+    return return_code
   except BrokenPipeError:
     # Whoever read our output has seen enough. Python flushes stdout once more
     # when it exits, and must not fail then.
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
   except OSError as error:
     return _complain(error)
-  except KeyboardInterrupt:
+  except KeyboardInterrupt as interrupt:
     print("robust-train: interrupted", file=sys.stderr)
-    return INTERRUPTED
+    return 128 + (interrupt.args[0] if interrupt.args else signal.SIGINT)
   return 0
 
 
@@ -69,51 +83,65 @@ def run() -> NoReturn:
   sys.exit(main(sys.argv[1:]))
 
 
-def _prepare(settings: Settings, stack: contextlib.ExitStack):
+def _prepare(settings: Settings, is_member: bool, stack: contextlib.ExitStack):
   """Returns the job; the stack keeps its folder.
+
+  Args:
+    settings: of the run.
+    is_member: whether the folder is the supervisor's to keep.
+    stack: see above.
 
   Raises:
     ValueError: the input is bad.
-    OSError: a file cannot be read or written.
+    OSError: a file cannot be read or written, or a process does not answer.
   """
+  task = None
+  if settings.strategy == "parameter_server":
+    task = this_task()
+    if task.job != CHIEF:
+      with _silent_stderr():
+        import tensorflow  # noqa: F401  here, where it is silent
+      serve(task, settings)
   process = this_process(settings.strategy)
   if settings.workers % process.count:
     raise ValueError(
       f"--workers={settings.workers} cannot be spread evenly over the"
       f" {process.count} processes of TF_CONFIG"
     )
-  batches = _batches(settings, load(settings.data, settings.seed))
-  if settings.output and process.is_chief:
+  dataset = load(settings.data, settings.seed)
+  parts = make_parts(settings, dataset)
+  batches = None
+  if settings.algorithm == SYNCHRONOUS:
+    batches = _batches(settings, dataset, parts)
+  if settings.output and process.is_chief and not is_member:
     stack.enter_context(
       output.run_folder(settings.output, settings.flags, settings.overwrite)
     )
+  # Takes seconds: --help and many a complaint do without.
+  if batches is None:
+    with _silent_stderr():
+      from robust_tf.training import federated_job
+    return federated_job.prepare(settings, dataset, parts, task)
   with _silent_stderr():
-    # Takes seconds: --help and many a complaint do without.
     from robust_tf.training import job
   return job.prepare(settings, batches, process)
 
 
-def _finish(job) -> None:
-  """Trains, and writes what came of it."""
-  from robust_tf.training.result import write_result
-
-  quiet = not job.process.is_chief
-  with StepProgress(job.settings.steps, quiet) as progress:
-    job.train(progress)
-  if job.process.is_chief:
-    write_result(job.settings, job.batches, job.journal, job.model)
-
-
-def _batches(settings: Settings, dataset: Dataset) -> WorkerBatches:
+def _finish(job) -> int:
+  """Trains, and writes what came of it; returns the exit code."""
   try:
-    parts = PARTITIONS[settings.partition](
-      dataset.y_train,
-      settings.workers,
-      settings.seed,
-      **settings.partition_arguments,
-    )
-  except ValueError as error:
-    raise ValueError(f"--partition={settings.partition}: {error}") from None
+    with StepProgress(job.settings.steps, job.quiet) as progress:
+      job.train(progress)
+  except ParameterServerLostError as error:
+    print(f"robust-train: {error}", file=sys.stderr)
+    return TRY_AGAIN
+  job.write_result()
+  return 0
+
+
+def _batches(
+  settings: Settings, dataset: Dataset, parts: Sequence[np.ndarray]
+) -> WorkerBatches:
   flips = settings.attack == LABEL_FLIP
   return WorkerBatches(
     dataset,

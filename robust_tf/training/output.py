@@ -3,6 +3,9 @@
     run.flags        the flags: robust-train --flagfile=run.flags repeats it
     partition.png    which worker holds how many examples of which class
     checkpoints/     where the run goes on if it is stopped
+    events.jsonl     with few devices at a time: the order of events
+    participation.png  and who took part, with what staleness
+    processes/       of a local cluster: what its processes wrote
     logs/            for TensorBoard
     result.json      what came of it
     plot.png         the same, as curves
@@ -32,7 +35,15 @@ LOGS = "logs"
 RESULT = "result.json"
 PLOT = "plot.png"
 MODEL = "model.keras"
-FILES = frozenset({FLAGS, PARTITION, CHECKPOINTS, LOGS, RESULT, PLOT, MODEL})
+EVENTS = "events.jsonl"
+PARTICIPATION = "participation.png"
+PROCESSES = "processes"
+FILES = frozenset(
+  {
+    FLAGS, PARTITION, CHECKPOINTS, LOGS, RESULT, PLOT, MODEL, EVENTS,
+    PARTICIPATION, PROCESSES,
+  }
+)  # fmt: skip
 _TEMPORARY = ".robust-train-"
 
 

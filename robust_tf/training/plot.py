@@ -44,6 +44,40 @@ def draw_partition(
   figure.savefig(path, dpi=100)
 
 
+def draw_participation(
+  report: Mapping[str, object],
+  num_devices: int,
+  byzantine: Sequence[int],
+  path: str,
+) -> None:
+  """Draws how stale accepted pushes were, and how many each device sent.
+
+  Args:
+    report: of a run, see `FederatedReport.to_json`.
+    num_devices: n.
+    byzantine: devices that are shown apart.
+    path: where the picture goes.
+  """
+  figure = Figure(figsize=(7, 6), layout="constrained")
+  upper, lower = figure.subplots(2)
+  staleness = {int(k): v for k, v in report["staleness"].items()}
+  upper.bar([*staleness], [*staleness.values()], width=0.9)
+  upper.set(xlabel="staleness, in versions", ylabel="accepted pushes")
+  pushes = np.zeros(num_devices, int)
+  for device, count in report["pushes_per_device"].items():
+    pushes[int(device)] = count
+  colors = [
+    _ATTACK_COLOR if i in byzantine else "tab:blue" for i in range(num_devices)
+  ]
+  lower.bar(np.arange(num_devices), pushes, width=0.9, color=colors)
+  lower.set(xlabel="device", ylabel="pushes")
+  for axis in (upper.xaxis, upper.yaxis, lower.xaxis, lower.yaxis):
+    axis.get_major_locator().set_params(integer=True)
+  if byzantine:
+    lower.set_title("Byzantine devices in red", fontsize="medium")
+  figure.savefig(path, dpi=100)
+
+
 def draw_curves(
   evaluations: Sequence[Mapping[str, float]],
   attack_step: int | None,

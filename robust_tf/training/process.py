@@ -60,14 +60,19 @@ def this_process(
 
 
 def _parse(config) -> Process:
-  cluster, task = (_entry(config, key, dict) for key in ("cluster", "task"))
-  jobs = {name: _entry(cluster, name, list) for name in cluster}
+  cluster, task = (
+    config_entry(config, key, dict) for key in ("cluster", "task")
+  )
+  jobs = {name: config_entry(cluster, name, list) for name in cluster}
   unknown = sorted(jobs.keys() - {"chief", "worker"})
   if unknown:
     raise ValueError(
       f"its cluster has the job {unknown[0]}; only workers train"
     )
-  kind, index = _entry(task, "type", str), _entry(task, "index", int)
+  kind, index = (
+    config_entry(task, "type", str),
+    config_entry(task, "index", int),
+  )
   if not 0 <= index < len(jobs.get(kind, [])):
     raise ValueError(f"its cluster has no task {kind} {index}")
   return Process(
@@ -77,7 +82,17 @@ def _parse(config) -> Process:
   )
 
 
-def _entry(config, key: str, kind: type):
+def config_entry(config, key: str, kind: type):
+  """Returns an entry of a part of TF_CONFIG.
+
+  Args:
+    config: the part, whatever it is.
+    key: of the entry.
+    kind: what it must be.
+
+  Raises:
+    ValueError: it is missing, or of another kind.
+  """
   value = config.get(key) if isinstance(config, dict) else None
   if not isinstance(value, kind):
     raise ValueError(f"{key} is missing, or no {kind.__name__}")

@@ -14,6 +14,8 @@ from rich.progress import TextColumn
 _SHOWN = {
   "loss": "loss {:.4g}",
   "test_accuracy": "accuracy {:.4f}",
+  "staleness": "staleness {:.1f}",
+  "refused": "{} refused",
   "rows_accepted": "{:.1f} rows accepted",
   "compression_ratio": "{:.0f} times fewer bytes",
 }

@@ -8,6 +8,7 @@ import json
 import os
 import platform
 from collections.abc import Iterator
+from collections.abc import Mapping
 from collections.abc import Sequence
 
 import keras
@@ -15,12 +16,14 @@ import numpy as np
 import tensorflow as tf
 
 from robust_tf.training import output
-from robust_tf.training.batches import WorkerBatches
+from robust_tf.training.algorithms import ASYNCHRONOUS
+from robust_tf.training.algorithms import SYNCHRONOUS
 from robust_tf.training.data import Dataset
 from robust_tf.training.journal import Evaluation
 from robust_tf.training.journal import finite_or_none
 from robust_tf.training.journal import Journal
 from robust_tf.training.plot import draw_curves
+from robust_tf.training.plot import draw_participation
 from robust_tf.training.plot import draw_partition
 from robust_tf.training.settings import Settings
 
@@ -29,6 +32,10 @@ _COLUMNS = {
   "train_loss": "{:.4g}",
   "test_loss": "{:.4g}",
   "test_accuracy": "{:.4f}",
+  "accepted": "{}",
+  "refused": "{}",
+  "overdue": "{}",
+  "staleness": "{:.1f}",
   "rows_accepted": "{:.1f}",
   "rows_non_finite": "{:.1f}",
   "bytes_sent": "{:.3g}",
@@ -37,7 +44,10 @@ _COLUMNS = {
 
 
 def result(
-  journal: Journal, dataset: Dataset, weights: Sequence[np.ndarray]
+  journal: Journal,
+  dataset: Dataset,
+  weights: Sequence[np.ndarray],
+  report: Mapping[str, object] | None = None,
 ) -> dict:
   """Returns what `result.json` holds.
 
@@ -45,6 +55,7 @@ def result(
     journal: of the run, with its last evaluation.
     dataset: what was learned.
     weights: of the trained model.
+    report: of a run with few devices at a time, see `FederatedReport`.
   """
   evaluations = [finite_or_none(x) for x in journal.evaluations]
   return {
@@ -62,6 +73,7 @@ def result(
       "sha256": journal.data_digest,
     },
     "evaluations": evaluations,
+    **({"federated": report} if report else {}),
     "final": {**evaluations[-1], "weights_sha256": weights_digest(weights)},
   }
 
@@ -82,17 +94,21 @@ def weights_digest(weights: Sequence[np.ndarray]) -> str:
 
 def write_result(
   settings: Settings,
-  batches: WorkerBatches,
+  dataset: Dataset,
+  parts: Sequence[np.ndarray],
   journal: Journal,
   model: keras.Model,
+  report: Mapping[str, object] | None = None,
 ) -> None:
   """Prints what came of the run, and writes it if there is a folder for it.
 
   Args:
     settings: of the run.
-    batches: of the workers.
+    dataset: what was learned.
+    parts: the examples of each worker, indices into the training examples.
     journal: of the run.
     model: the trained one.
+    report: of a run with few devices at a time, see `FederatedReport`.
 
   Raises:
     OSError: a file cannot be written.
@@ -102,16 +118,18 @@ def write_result(
     print(line)
   if settings.output is None:
     return
-  dataset = batches.dataset
 
   def replacing(name):
     return output.replacing(os.path.join(settings.output, name))
 
   with replacing(output.PARTITION) as path:
-    draw_partition(batches.parts, dataset.y_train, path)
+    draw_partition(parts, dataset.y_train, path)
   with replacing(output.PLOT) as path:
     attacked = settings.attack_start_step if settings.attack else None
     draw_curves(journal.evaluations, attacked, title(settings), path)
+  if report:
+    with replacing(output.PARTICIPATION) as path:
+      draw_participation(report, len(parts), settings.byzantine, path)
   with replacing(output.MODEL) as path:
     # Without the strategy and the optimizer that trained it.
     alone = type(model).from_config(model.get_config())
@@ -119,8 +137,9 @@ def write_result(
     alone.save(path)
   with replacing(output.RESULT) as path:
     with open(path, "w", encoding="utf-8") as file:
-      file.write(to_json(result(journal, dataset, model.get_weights())))
-  print(f"written to {settings.output}: {', '.join(sorted(output.FILES))}")
+      file.write(to_json(result(journal, dataset, model.get_weights(), report)))
+  written = sorted(output.FILES.intersection(os.listdir(settings.output)))
+  print(f"written to {settings.output}: {', '.join(written)}")
 
 
 def title(settings: Settings) -> str:
@@ -129,11 +148,28 @@ def title(settings: Settings) -> str:
     rule = _call(settings.optimizer, settings.optimizer_arguments)
   else:
     rule = _call(settings.aggregator, settings.aggregator_arguments)
+  who = "workers"
+  if settings.algorithm != SYNCHRONOUS:
+    who = "devices"
+    rule = _federated_rule(settings, rule)
   if settings.attack is None:
-    return f"{rule} on {settings.workers} honest workers"
+    return f"{rule} on {settings.workers} honest {who}"
   attack = _call(settings.attack, settings.attack_arguments)
   count = len(settings.byzantine)
-  return f"{rule} against {attack} by {count} of {settings.workers} workers"
+  return f"{rule} against {attack} by {count} of {settings.workers} {who}"
+
+
+def _federated_rule(settings: Settings, rule: str) -> str:
+  """Returns the algorithm, with those of its flags that are set."""
+  given = {
+    name: settings.flags[name]
+    for name in settings.algorithm_arguments
+    if name in settings.flags
+  }
+  algorithm = _call(settings.algorithm, given)
+  if settings.algorithm in ASYNCHRONOUS:
+    return algorithm
+  return f"{algorithm} with {rule}"
 
 
 def _call(name: str, arguments) -> str:
