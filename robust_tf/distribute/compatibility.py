@@ -7,15 +7,16 @@ private.
 
 Four things change Keras for the whole process, and leave all that has nothing
 to do with them as it was: `tag_gradients` (called by `RobustCrossDeviceOps`),
-`allow_multi_worker_fit` (called by the optimizers where it is needed) and
-`let_optimizers_add_callbacks` and `skip_steps_together` (called by those with
-local models).
+`allow_multi_worker_fit` (called by the optimizers where it is needed),
+`let_optimizers_judge_gradients` (called by all of them) and
+`let_optimizers_add_callbacks` (called by those with local models).
 """
 
 import contextlib
 import contextvars
 import enum
 import functools
+from collections.abc import Callable
 from collections.abc import Iterator
 from collections.abc import Sequence
 
@@ -27,6 +28,7 @@ from keras.src.optimizers import base_optimizer
 from tensorflow.compiler.xla.tsl.protobuf import coordination_config_pb2
 from tensorflow.python.distribute import multi_worker_util
 from tensorflow.python.distribute import numpy_dataset
+from tensorflow.python.distribute.coordinator import cluster_coordinator
 from tensorflow.python.eager import context
 from tensorflow.python.ops import control_flow_util
 
@@ -399,34 +401,27 @@ def let_optimizers_add_callbacks() -> None:
   list_type.set_model = set_model
 
 
-def skip_steps_together() -> None:
-  """Makes a loss scale skip a step of all replicas if one's is not finite.
+def let_optimizers_judge_gradients() -> None:
+  """Makes a loss scale ask the optimizer inside whether gradients will do.
 
-  Keras asks the first replica of a process alone, as gradients that were
-  reduced are the same on all. It is done for optimizers inside that have
-  `gradients_differ = True`, at the cost of one number in an all-reduce;
+  Keras leaves a step out if gradients of the first replica of a process are
+  not finite. An optimizer that has `gradients_will_do(gradients)`, called on
+  each replica and with one answer on all, is asked in place of that;
   `keras.optimizers.LossScaleOptimizer` is changed for the whole process, and
   with other optimizers inside does what it did.
   """
   check_versions()
   scaling_type = keras.optimizers.LossScaleOptimizer
   stock_check = scaling_type.check_finite
-  if hasattr(stock_check, "asks_all"):
+  if hasattr(stock_check, "asks_optimizer"):
     return
 
   # Keras 3.15: `_tf_apply` calls it on each replica, and merges no results.
   def check_finite(self, grads):
-    finite = stock_check(self, grads)
-    differ = getattr(self.inner_optimizer, "gradients_differ", False)
-    if not differ or not tf.distribute.has_strategy():
-      return finite
-    context = tf.distribute.get_replica_context()
-    infinite = context.all_reduce(
-      tf.distribute.ReduceOp.SUM, 1 - tf.cast(finite, tf.float32)
-    )
-    return tf.equal(infinite, 0)
+    judge = getattr(self.inner_optimizer, "gradients_will_do", None)
+    return stock_check(self, grads) if judge is None else judge(grads)
 
-  check_finite.asks_all = True
+  check_finite.asks_optimizer = True
   scaling_type.check_finite = check_finite
 
 
@@ -485,3 +480,37 @@ def track_loss(model: keras.Model, loss: tf.Tensor, batch_size) -> None:
 def all_layers(model: keras.Model) -> list[keras.Layer]:
   """Returns the layers of a model at every depth."""
   return list(model._flatten_layers(include_self=False))
+
+
+def schedule_call(
+  coordinator: tf.distribute.coordinator.ClusterCoordinator,
+  function: Callable[..., None],
+  args: Sequence,
+) -> None:
+  """Has a worker's thread in this process call a Python function.
+
+  `ClusterCoordinator.schedule` takes graphs only, and tells nobody when their
+  results are there. What the function calls runs on the worker, as far as it
+  is TensorFlow's; if it raises what `is_worker_failure` knows, the worker is
+  recovered, and the function called again, on any worker.
+
+  Args:
+    coordinator: of the cluster.
+    function: is to raise nothing else.
+    args: of the function, some of them per worker.
+  """
+  check_versions()
+  # TensorFlow 2.21: what `schedule` does after its check.
+  coordinator._cluster.schedule(function, args=tuple(args), kwargs=None)
+
+
+def is_worker_failure(error: Exception) -> bool:
+  """Returns whether an error is that a worker was lost."""
+  check_versions()
+  return cluster_coordinator._is_worker_failure(error)
+
+
+def is_parameter_server_failure(error: Exception) -> bool:
+  """Returns whether an error is that a parameter server was lost."""
+  check_versions()
+  return cluster_coordinator._is_ps_failure(error)

@@ -23,6 +23,7 @@ from robust_tf.distribute import compatibility
 from robust_tf.distribute.packing import densified
 from robust_tf.optimizers import requirements
 from robust_tf.optimizers.clipping import clipping
+from robust_tf.optimizers.finite_workers import finite_workers
 from robust_tf.optimizers.worker_models import Variables
 from robust_tf.optimizers.worker_models import WorkerModels
 from robust_tf.shown_model import MeanModel
@@ -39,11 +40,7 @@ class LocalModelOptimizer(keras.optimizers.Optimizer, abc.ABC):
 
   Attributes:
     workers_per_replica: None, or the length of the gradients' leading axis.
-    gradients_differ: says to a loss scale that replicas have gradients of
-      their own.
   """
-
-  gradients_differ = True
 
   def __init__(
     self,
@@ -97,7 +94,7 @@ class LocalModelOptimizer(keras.optimizers.Optimizer, abc.ABC):
     # not if they were restored from a checkpoint of a moment between two steps.
     self._models_are_live = False
     compatibility.let_optimizers_add_callbacks()
-    compatibility.skip_steps_together()
+    compatibility.let_optimizers_judge_gradients()
 
   @property
   @abc.abstractmethod
@@ -275,6 +272,15 @@ class LocalModelOptimizer(keras.optimizers.Optimizer, abc.ABC):
         )
         for variable in variables
       ]
+
+  def gradients_will_do(self, gradients) -> tf.Tensor:
+    """Returns whether a loss scale is to let a step be made: all are finite.
+
+    Args:
+      gradients: of this replica, unscaled.
+    """
+    count = finite_workers(gradients, self.workers_per_replica)
+    return tf.equal(count, self.num_workers)
 
   # AutoGraph, in a loop of one's own, has nothing to convert here.
   @tf.autograph.experimental.do_not_convert

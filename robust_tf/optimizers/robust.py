@@ -38,6 +38,7 @@ from robust_tf.optimizers import requirements
 from robust_tf.optimizers import rule_config
 from robust_tf.optimizers.aggregation import Aggregation
 from robust_tf.optimizers.clipping import clipping
+from robust_tf.optimizers.finite_workers import finite_workers
 from robust_tf.optimizers.step_report import StepReport
 
 
@@ -58,10 +59,9 @@ class RobustOptimizer(keras.optimizers.Optimizer):
   data, or choose a batch size that divides.
 
   Under mixed_float16 `compile` puts a `LossScaleOptimizer` around this one,
-  and rows are unscaled. By itself that leaves out the steps in which the
-  gradients of replica 0 (without a strategy: of any worker) are not finite,
-  and under `MultiWorkerMirroredStrategy` each process judges by its own, so
-  that some may wait for the others: train in bfloat16 there.
+  and rows are unscaled. A step is left out, and the scale lowered, where half
+  of the workers or more have no finite gradients, or with the mean as the rule
+  not all; what is not finite in the others the rule leaves out.
 
   Attributes:
     inner_optimizer: the optimizer that gets the aggregate.
@@ -149,6 +149,7 @@ class RobustOptimizer(keras.optimizers.Optimizer):
     self._accumulation_steps = gradient_accumulation_steps
     self._accumulators = []
     self._strategy = tf.distribute.get_strategy()
+    compatibility.let_optimizers_judge_gradients()
     requirements.check_byzantine(byzantine, self.num_workers)
     # One worker is refused when it trains: a model that many workers trained
     # is loaded and used on one.
@@ -220,6 +221,18 @@ class RobustOptimizer(keras.optimizers.Optimizer):
       *[self._own_gradient(grads[k], variables[k]) for k in present],
     )
     self._iterations.assign_add(1)
+
+  def gradients_will_do(self, gradients) -> tf.Tensor:
+    """Returns whether a loss scale is to let a step be made.
+
+    Args:
+      gradients: of this replica, unscaled.
+    """
+    rule, _ = rule_config.rule_and_parameters(self.aggregator)
+    count = finite_workers(gradients, self.workers_per_replica)
+    if rule is aggregators.mean:
+      return tf.equal(count, self.num_workers)
+    return 2 * count > self.num_workers
 
   def _own_gradient(self, gradient, variable) -> tf.Tensor:
     """Returns a replica's gradient of its scaled loss, as a tensor."""
