@@ -16,6 +16,7 @@ from robust_tf.federated import training_loop
 from robust_tf.federated.events import Event
 from robust_tf.federated.events import FederatedReport
 from robust_tf.federated.local_training import exchanged_variables
+from robust_tf.federated.remote_devices import RemoteDevices
 from robust_tf.federated.server import Server
 from robust_tf.federated.simulated_devices import SimulatedDevices
 from robust_tf.training import federated_experiment as experiment
@@ -216,8 +217,6 @@ def prepare(
   local_training = experiment.make_local_training(settings, model, server)
   data = experiment.make_data(dataset)
   if coordinator:
-    from robust_tf.federated.remote_devices import RemoteDevices
-
     devices = RemoteDevices(coordinator, local_training, data)
   else:
     devices = SimulatedDevices(
