@@ -12,6 +12,7 @@ _PUBLIC = {
   "FedAsync": "fed_async",
   "FederatedReport": "events",
   "LocalTraining": "local_training",
+  "RemoteDevices": "remote_devices",
   "SLSGD": "slsgd",
   "STALENESS": "staleness",
   "ServerExamples": "zeno_server",

@@ -1,0 +1,108 @@
+"""Workers and parameter servers on loopback, each a process that can be lost.
+
+    with federated_servers.run(num_workers=2, num_servers=1) as servers:
+      coordinator = parameter_server.connect(servers.cluster, timeout_s=60)
+      servers.kill("worker", 0)
+      servers.start("worker", 0)
+
+Whatever happens to the process that starts them, they end with it.
+"""
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+
+from robust_tf.training import child_processes
+
+
+class Servers:
+  """The processes of a cluster, without its coordinator.
+
+  Attributes:
+    cluster: the addresses of each job.
+  """
+
+  def __init__(self, num_workers: int, num_servers: int):
+    """Chooses the addresses; starts nothing."""
+    addresses = child_processes.free_addresses(num_workers + num_servers)
+    self.cluster = {
+      "worker": addresses[:num_workers],
+      "ps": addresses[num_workers:],
+    }
+    self._processes: dict[tuple[str, int], subprocess.Popen] = {}
+
+  def start(self, job: str, index: int) -> None:
+    """Starts a process; it does not answer yet."""
+    command = (sys.executable, "-m", __name__, json.dumps(self.cluster))
+    self._processes[job, index] = child_processes.start(
+      [*command, job, str(index)],
+      child_processes.peer_environment(os.environ),
+      stdin=subprocess.PIPE,
+      shows_output=True,
+    )
+
+  def start_all(self) -> None:
+    """Starts all processes."""
+    for job, addresses in self.cluster.items():
+      for index in range(len(addresses)):
+        self.start(job, index)
+
+  def kill(self, job: str, index: int) -> None:
+    """Ends a process at once, as the loss of its machine would."""
+    process = self._processes.pop((job, index))
+    process.kill()
+    process.wait()
+    process.stdin.close()
+
+  def stop(self, job: str, index: int) -> None:
+    """Has a process hang."""
+    self._processes[job, index].send_signal(signal.SIGSTOP)
+
+  def resume(self, job: str, index: int) -> None:
+    """Has a process that hangs go on."""
+    self._processes[job, index].send_signal(signal.SIGCONT)
+
+  def kill_all(self) -> None:
+    """Ends all processes."""
+    for job, index in list(self._processes):
+      self.kill(job, index)
+
+
+@contextlib.contextmanager
+def run(num_workers: int, num_servers: int) -> Iterator[Servers]:
+  """Starts servers, and ends them at the end; they may not answer yet."""
+  servers = Servers(num_workers, num_servers)
+  try:
+    servers.start_all()
+    yield servers
+  finally:
+    servers.kill_all()
+
+
+def _end_with_parent() -> None:
+  """Waits for the end of the input, which nobody writes; then ends."""
+  sys.stdin.buffer.read()
+  os._exit(0)
+
+
+def main(cluster: str, job: str, index: str) -> None:
+  """Is one of the servers."""
+  os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+  threading.Thread(target=_end_with_parent, daemon=True).start()
+  from robust_tf.distribute import parameter_server  # after the variables
+
+  parameter_server.serve(
+    json.loads(cluster),
+    job,
+    int(index),
+    num_threads=int(os.environ.get("NT", "1")),
+  )
+
+
+if __name__ == "__main__":
+  main(*sys.argv[1:])
