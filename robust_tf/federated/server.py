@@ -137,7 +137,8 @@ def moved(
   result = []
   with np.errstate(over="ignore", invalid="ignore"):
     for weight, step in zip(weights, steps, strict=True):
-      new = np.multiply(step, factor, dtype=weight.dtype)
+      new = np.empty_like(weight)
+      np.multiply(step, factor, out=new)
       np.subtract(weight, new, out=new)
       if not np.isfinite(new).all():
         return None

@@ -71,7 +71,8 @@ class DeviceTasks:
     flipped_from: the version from which on they are.
 
   Raises:
-    ValueError: there are no local steps, or a device holds no example.
+    ValueError: there are no local steps, a device holds no example, or
+      `flipped` names one twice or one that there is not.
   """
 
   parts: Sequence[np.ndarray]
@@ -93,6 +94,8 @@ class DeviceTasks:
     empty = [i for i, part in enumerate(self.parts) if not len(part)]
     if empty:
       raise ValueError(f"device {empty[0]} holds no example")
+    if len(set(self.flipped)) < len(self.flipped):
+      raise ValueError(f"flipped={[*self.flipped]} names a device twice")
     outside = [x for x in self.flipped if not 0 <= x < len(self.parts)]
     if outside:
       raise ValueError(
