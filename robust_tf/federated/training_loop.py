@@ -49,6 +49,12 @@ class Devices(Protocol):
       ParameterServerLostError: the published model is gone.
     """
 
+  def retried(self) -> list[Task]:
+    """Returns the tasks that were begun anew since this was last asked.
+
+    Those whose process was lost; a task is in it once for each time.
+    """
+
 
 def run(
   server: Server,
@@ -82,6 +88,8 @@ def run(
       on_event(Event.started(task))
       devices.start(task)
     push = devices.next_push(_time_left(out))
+    for task in devices.retried():
+      on_event(Event.retried(task, server.version))
     if push is None:
       for task in _overdue(out):
         del out[task.serial]

@@ -3,6 +3,7 @@ import numpy as np
 from robust_tf.federated.events import ACCEPTED
 from robust_tf.federated.events import OVERDUE
 from robust_tf.federated.events import REFUSED
+from robust_tf.federated.events import RETRIED
 from robust_tf.federated.events import STARTED
 from robust_tf.federated.fed_async import FedAsync
 from robust_tf.federated.server import LATE
@@ -30,6 +31,9 @@ class Prompt:
   def start(self, task):
     if task.serial not in self._silent:
       self.out.append(task)
+
+  def retried(self):
+    return []
 
   def next_push(self, timeout_s):
     if self.out:
@@ -80,18 +84,10 @@ def test_late_push_counts_if_the_server_takes_it():
   events = []
 
   class Late(Prompt):
-    """One task's push comes when it was given up."""
+    """The only push is that of a task that was given up."""
 
     def next_push(self, timeout_s):
-      if not self.out and events[-1].kind == OVERDUE:
-        return push_of(self.slow)
-      return super().next_push(timeout_s)
-
-    def start(self, task):
-      if task.serial == 0:
-        self.slow = task
-      elif task.serial < 2:
-        super().start(task)
+      return push_of(self.out[0]) if len(self.out) > 1 else None
 
   asynchronous = FedAsync(values(0), device_tasks(), concurrency=1)
   run(asynchronous, Late(), 1, deadline_s=0.0, on_event=events.append)
@@ -115,6 +111,20 @@ def test_push_of_a_round_that_is_over_is_late():
   run(server, Reordered(), 2, on_event=events.append)
   refused = {e.serial: e.reason for e in events if e.kind == REFUSED}
   assert refused[0] == LATE
+
+
+def test_task_that_was_begun_anew_is_told_of():
+  class Restarted(Prompt):
+    """Devices of which the second task's lost its process."""
+
+    def retried(self):
+      return [x for x in self.out if x.serial == 1]
+
+  server = SLSGD(values(0), device_tasks(), devices_per_round=2)
+  events = []
+  run(server, Restarted(), 1, on_event=events.append)
+  kinds = [(e.kind, e.serial) for e in events[2:]]
+  assert kinds == [(RETRIED, 1), (ACCEPTED, 0), (ACCEPTED, 1)]
 
 
 def test_refused_device_is_replaced_and_the_round_ends():
