@@ -10,6 +10,7 @@ import pytest
 import robust_tf
 from robust_tf import aggregators
 from robust_tf import attacks
+from robust_tf import federated
 
 PACKAGE = pathlib.Path(robust_tf.__file__).parent
 
@@ -32,7 +33,7 @@ def test_public_name_is_there_and_documented(name):
 
 
 @pytest.mark.parametrize(
-  "room", [aggregators, attacks], ids=lambda x: x.__name__
+  "room", [aggregators, attacks, federated], ids=lambda x: x.__name__
 )
 def test_names_of_a_room_are_there_and_documented(room):
   for name in room.__all__:
@@ -54,12 +55,15 @@ def test_names_of_a_table_are_the_functions_names(room, table):
 def test_unknown_name_is_an_attribute_error():
   with pytest.raises(AttributeError, match="no attribute 'zenoo'"):
     robust_tf.zenoo  # noqa: B018
+  with pytest.raises(AttributeError, match="no attribute 'fed_sync'"):
+    federated.fed_sync  # noqa: B018
 
 
 def test_importing_the_package_does_not_load_tensorflow():
   script = (
     "import sys, robust_tf\n"
     "dir(robust_tf)\n"
+    "dir(robust_tf.federated)\n"
     "sys.exit('tensorflow' in sys.modules or 'keras' in sys.modules)\n"
   )
   subprocess.run([sys.executable, "-c", script], check=True, timeout=300)
