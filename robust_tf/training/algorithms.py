@@ -25,7 +25,7 @@ _DEVICES = {
   "deadline_s": None,
 }
 _CONCURRENT = {
-  "concurrency": 4,
+  "concurrency": None,
   "max_staleness": None,
   "simulated_staleness": 0,
 }

@@ -70,11 +70,10 @@ class Checkpoints:
     try:
       self._manager.save(checkpoint_number=step)
     except tf.errors.OpError as error:
-      first_line = str(error).splitlines()[0]
       raise OSError(
         f"the checkpoint of step {step} cannot be written to"
-        f" {self._manager.directory}: {first_line}; the one before it is still"
-        " there, and the same command goes on from it"
+        f" {self._manager.directory}: {_cause(error)}; the one before it is"
+        " still there, and the same command goes on from it"
       ) from None
 
   def restore(self, step: int) -> None:
@@ -100,3 +99,9 @@ class Checkpoints:
         " --overwrite to begin anew"
       ) from None
     self._journal.flags = now[0]
+
+
+def _cause(error: tf.errors.OpError) -> str:
+  """Returns what the file system said, without the file's name and the op's."""
+  said = str(error).splitlines()[0].rpartition(";")[2]
+  return said.partition("[Op:")[0].strip()

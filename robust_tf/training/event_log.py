@@ -4,6 +4,7 @@ All that a model is follows from it: which push changed the server's model,
 from which version it started, and with what weight it was mixed in.
 """
 
+import contextlib
 import dataclasses
 import json
 import os
@@ -15,17 +16,31 @@ class EventLog:
   """Writes events to a file."""
 
   def __init__(self, path: str | None):
-    """Opens the file, to go on at its end.
+    """Takes the path of the file; None writes nothing."""
+    self._path = path
+    self._file = None
+
+  def open(self, num_bytes: int) -> None:
+    """Opens the file, to go on after so many bytes.
+
+    What comes after them is forgotten: it is of no model that there is.
 
     Args:
-      path: of the file; None writes nothing.
+      num_bytes: that are kept.
 
     Raises:
-      OSError: it cannot be opened.
+      ValueError: the file is shorter.
+      OSError: it cannot be written.
     """
-    self._file = None
-    if path is not None:
-      self._file = open(path, "ab")  # noqa: SIM115  see `close`
+    if self._path is None:
+      return
+    if num_bytes and os.path.getsize(self._path) < num_bytes:
+      raise ValueError(
+        f"{self._path} is shorter than it was at the checkpoint; give"
+        " --overwrite to begin anew"
+      )
+    self._file = open(self._path, "ab")  # noqa: SIM115  see `close`
+    self._file.truncate(num_bytes)
 
   def add(self, event: Event) -> None:
     """Writes an event.
@@ -53,24 +68,9 @@ class EventLog:
     os.fsync(self._file.fileno())
     return self._file.tell()
 
-  def cut(self, num_bytes: int) -> None:
-    """Forgets what came after so many bytes: it is of no model that there is.
-
-    Raises:
-      ValueError: the file is shorter.
-      OSError: it cannot be written.
-    """
-    if not self._file:
-      return
-    if self._file.tell() < num_bytes:
-      raise ValueError(
-        f"{self._file.name} is shorter than it was at the checkpoint; give"
-        " --overwrite to begin anew"
-      )
-    self._file.truncate(num_bytes)
-    self._file.seek(num_bytes)
-
   def close(self) -> None:
-    """Closes the file."""
+    """Closes the file, if it is open."""
     if self._file:
-      self._file.close()
+      # What is not saved yet is of no checkpoint.
+      with contextlib.suppress(OSError):
+        self._file.close()

@@ -11,6 +11,7 @@ from robust_tf.federated.events import ACCEPTED
 from robust_tf.federated.events import Event
 from robust_tf.federated.events import OVERDUE
 from robust_tf.federated.events import REFUSED
+from robust_tf.federated.events import RETRIED
 from robust_tf.training import output
 from robust_tf.training.algorithms import ASYNCHRONOUS
 from robust_tf.training.journal import Journal
@@ -41,6 +42,8 @@ class Evaluations:
     self._told = [ACCEPTED, REFUSED]
     if settings.algorithm_arguments["deadline_s"] is not None:
       self._told.append(OVERDUE)
+    if settings.strategy == "parameter_server":
+      self._told.append(RETRIED)
     self._tells_staleness = settings.algorithm in ASYNCHRONOUS
     self._writer = tf.summary.create_noop_writer()
     if settings.output:

@@ -54,6 +54,7 @@ def make_server(
   model: keras.Model,
   tasks: DeviceTasks,
   dataset: Dataset,
+  num_workers: int,
 ) -> Server:
   """Returns the server, with the model as it is.
 
@@ -62,6 +63,7 @@ def make_server(
     model: what is trained.
     tasks: what devices do.
     dataset: from which the server draws examples of its own.
+    num_workers: how many tasks are done at a time.
 
   Raises:
     ValueError: the settings do not go together.
@@ -69,6 +71,9 @@ def make_server(
   arguments = settings.algorithm_arguments
   weights = [v.numpy() for v in exchanged_variables(model)]
   sample = SAMPLINGS[arguments["sampling"]]
+  concurrency = arguments.get("concurrency") or min(
+    num_workers, tasks.num_devices
+  )
   if settings.algorithm == "fed_async":
     return FedAsync(
       weights,
@@ -76,7 +81,7 @@ def make_server(
       mixing_weight=_mixing_weight(settings),
       staleness=arguments["staleness"],
       max_staleness=arguments["max_staleness"],
-      concurrency=arguments["concurrency"],
+      concurrency=concurrency,
       sample=sample,
     )
   if settings.algorithm == "zeno_plus_plus":
@@ -91,7 +96,7 @@ def make_server(
       rho=arguments["rho"],
       epsilon=arguments["zeno_epsilon"],
       max_staleness=arguments["max_staleness"],
-      concurrency=arguments["concurrency"],
+      concurrency=concurrency,
       sample=sample,
     )
   rule = functools.partial(

@@ -183,7 +183,8 @@ def _define_local(values: flags.FlagValues, group) -> None:
   flags.DEFINE_integer(
     "concurrency",
     None,
-    "Devices that train at the same time.",
+    "Devices that train at the same time in a cluster. Default: as many as it"
+    " has workers. In one process they take turns.",
     lower_bound=1,
     **group,
   )
@@ -200,7 +201,7 @@ def _define_rounds(group) -> None:
   flags.DEFINE_integer(
     "arrivals_per_round",
     None,
-    "The first so many to arrive make the round. Default: all.",
+    "In a cluster, the first so many to arrive make the round. Default: all.",
     lower_bound=1,
     **group,
   )

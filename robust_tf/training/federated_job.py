@@ -148,19 +148,23 @@ class FederatedJob:
       self._report.to_json(),
     )
 
+  def close(self) -> None:
+    """Closes what is open."""
+    self._events.close()
+
   def _restore(self, step: int) -> None:
     """Takes the run back to what it was after a version; 0 is its beginning."""
     if not step:
-      self._events.cut(0)
+      self._events.open(0)
       return
     self._checkpoints.restore(step)
     values = self._state.values
     weights = [v.numpy() for v in exchanged_variables(self._model)]
     self._server.restore(values["server"], weights)
     self._report = FederatedReport.from_json(values["report"])
-    self._events.cut(values["events_bytes"])
     if self._state.models:
       self._devices.restore(values["published"], self._state.models)
+    self._events.open(values["events_bytes"])
 
   def _save(self, version: int) -> None:
     if not self._checkpoints:
@@ -213,7 +217,8 @@ def prepare(
     dataset.input_shape, dataset.num_classes, settings.seed
   )
   tasks = experiment.make_tasks(settings, parts)
-  server = experiment.make_server(settings, model, tasks, dataset)
+  num_workers = len(task.cluster[WORKER]) if task else 1
+  server = experiment.make_server(settings, model, tasks, dataset, num_workers)
   local_training = experiment.make_local_training(settings, model, server)
   data = experiment.make_data(dataset)
   if coordinator:

@@ -14,7 +14,13 @@ from robust_tf.training.algorithms import SYNCHRONOUS
 from robust_tf.training.choices import LABEL_FLIP
 from robust_tf.training.job_flags import LOCAL
 
-_CLUSTER_FLAGS = ("local_cluster", "cluster_timeout_s")
+_CLUSTER_FLAGS = (
+  "local_cluster",
+  "cluster_timeout_s",
+  "deadline_s",
+  "concurrency",
+  "arrivals_per_round",
+)
 
 
 def complete_arguments(
@@ -92,7 +98,7 @@ def _check_strategy(values: Mapping[str, object], settings) -> None:
       " parameter_server"
     )
   if strategy != "parameter_server":
-    for name in (*_CLUSTER_FLAGS, "deadline_s"):
+    for name in _CLUSTER_FLAGS:
       if values[name] is not None:
         raise ValueError(
           f"--{name} is not for --strategy={strategy}; it is taken by"

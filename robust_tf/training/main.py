@@ -102,6 +102,8 @@ def _prepare(settings: Settings, is_member: bool, stack: contextlib.ExitStack):
       with _silent_stderr():
         import tensorflow  # noqa: F401  here, where it is silent
       serve(task, settings)
+    # That a worker is lost is no error: another one does its tasks.
+    logging.getLogger("tensorflow").setLevel(logging.CRITICAL)
   process = this_process(settings.strategy)
   if settings.workers % process.count:
     raise ValueError(
@@ -121,7 +123,9 @@ def _prepare(settings: Settings, is_member: bool, stack: contextlib.ExitStack):
   if batches is None:
     with _silent_stderr():
       from robust_tf.training import federated_job
-    return federated_job.prepare(settings, dataset, parts, task)
+    federated = federated_job.prepare(settings, dataset, parts, task)
+    stack.callback(federated.close)
+    return federated
   with _silent_stderr():
     from robust_tf.training import job
   return job.prepare(settings, batches, process)
@@ -132,9 +136,17 @@ def _finish(job) -> int:
   try:
     with StepProgress(job.settings.steps, job.quiet) as progress:
       job.train(progress)
-  except ParameterServerLostError as error:
-    print(f"robust-train: {error}", file=sys.stderr)
+  except ParameterServerLostError:
+    print(
+      "robust-train: a parameter server cannot be reached any more; started"
+      " again with it, the coordinator goes on from its latest checkpoint",
+      file=sys.stderr,
+    )
     return TRY_AGAIN
+  except ValueError as error:
+    if job.settings.algorithm == SYNCHRONOUS:
+      raise
+    return _complain(error)  # a round that the rule cannot work with
   job.write_result()
   return 0
 

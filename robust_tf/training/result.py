@@ -35,6 +35,7 @@ _COLUMNS = {
   "accepted": "{}",
   "refused": "{}",
   "overdue": "{}",
+  "retried": "{}",
   "staleness": "{:.1f}",
   "rows_accepted": "{:.1f}",
   "rows_non_finite": "{:.1f}",

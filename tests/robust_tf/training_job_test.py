@@ -21,6 +21,7 @@ from robust_tf.training.plot import draw_curves
 from robust_tf.training.plot import draw_partition
 from robust_tf.training.progress import StepProgress
 from robust_tf.training.settings import parse_settings
+from tests.robust_tf.perceptron import gradient
 from tests.tensorflow_setup import run_script
 from tests.tensorflow_setup import tf
 
@@ -53,20 +54,6 @@ def assert_close(weights, others, atol):
 
 
 # A literal replay in float64.
-
-
-def gradient(weights, x, y):
-  """The gradient of the mean cross-entropy of a perceptron, in float64."""
-  (w1, b1, w2, b2), x = weights, x.reshape(len(x), -1).astype(np.float64)
-  before = x @ w1 + b1
-  hidden = np.maximum(before, 0)
-  logits = hidden @ w2 + b2
-  exps = np.exp(logits - logits.max(axis=1, keepdims=True))
-  delta = exps / exps.sum(axis=1, keepdims=True)
-  delta[np.arange(len(y)), y] -= 1
-  delta /= len(y)
-  back = (delta @ w2.T) * (before > 0)
-  return [x.T @ back, back.sum(axis=0), hidden.T @ delta, delta.sum(axis=0)]
 
 
 def replay(batches, rule, steps, rates, momentum=0.0):
