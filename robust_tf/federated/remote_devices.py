@@ -29,7 +29,11 @@ _QUIET_S = 2.0
 
 
 class RemoteDevices:
-  """Has tasks done by the workers of a cluster, each one at a time."""
+  """Has the tasks of one run done by the workers of a cluster.
+
+  A worker does one task at a time. Another run needs an object of its own, or
+  it would get pushes that the first one did not wait for.
+  """
 
   def __init__(
     self,
