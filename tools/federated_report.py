@@ -47,7 +47,7 @@ def _fed_async(results: Sequence[Result]) -> str:
   staleness = sorted({x.cell.max_staleness for x in results})
   header = [
     "",
-    *(f"K={k} {part}" for k in staleness for part in ("mid", "end")),
+    *(f"K={k} {part}" for k in staleness for part in ("middle", "end")),
   ]
   rows = []
   for title in dict.fromkeys(x.cell.title for x in results):
