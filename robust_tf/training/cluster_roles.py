@@ -1,8 +1,11 @@
 """What processes do in a cluster that do not train: supervise, and serve."""
 
+import contextlib
 import os
+import shutil
 import signal
 import sys
+import tempfile
 from collections.abc import Sequence
 from typing import NoReturn
 
@@ -38,13 +41,23 @@ def supervise(settings: Settings, argv: Sequence[str]) -> int:
   # Known to be wrong before anything is started.
   make_parts(settings, load(settings.data, settings.seed))
   signal.signal(signal.SIGTERM, interrupt)  # must end the processes too
-  with output.run_folder(settings.output, settings.flags, settings.overwrite):
-    return Supervisor(
+  with contextlib.ExitStack() as stack:
+    if settings.output:
+      stack.enter_context(
+        output.run_folder(settings.output, settings.flags, settings.overwrite)
+      )
+      logs = os.path.join(settings.output, output.PROCESSES)
+    else:
+      logs = tempfile.mkdtemp(prefix="robust_train_")
+    code = Supervisor(
       [sys.executable, "-m", _MEMBER, *argv],
       settings.local_cluster,
       max_restarts=settings.max_restarts,
-      log_directory=os.path.join(settings.output, output.PROCESSES),
+      log_directory=logs,
     ).run()
+  if not (settings.output or code):
+    shutil.rmtree(logs)
+  return code
 
 
 def serve(task: ClusterTask, settings: Settings) -> NoReturn:

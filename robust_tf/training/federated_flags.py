@@ -267,7 +267,8 @@ def define_cluster_flags(values: flags.FlagValues) -> None:
     None,
     "With --strategy=parameter_server: starts so many processes on this"
     " machine, such as workers:4,ps:2, and a coordinator, and starts them again"
-    " if they die. Default: TF_CONFIG says which of the processes, on whatever"
+    " if they die; without --output a coordinator begins anew. Default:"
+    " TF_CONFIG says which of the processes, on whatever"
     " hosts, this one is.",
     serializer=ClusterSizeSerializer(),
     **group,

@@ -114,11 +114,6 @@ def _check_strategy(values: Mapping[str, object], settings) -> None:
       "--simulated_staleness is for --strategy=none; with parameter_server"
       " staleness is what it is"
     )
-  if values["local_cluster"] is not None and not values["output"]:
-    raise ValueError(
-      "--local_cluster needs --output: if a process dies, the run goes on from"
-      " the checkpoint there"
-    )
 
 
 def _check_optimizer(settings) -> None:
