@@ -29,6 +29,7 @@ from tensorflow.compiler.xla.tsl.protobuf import coordination_config_pb2
 from tensorflow.python.distribute import multi_worker_util
 from tensorflow.python.distribute import numpy_dataset
 from tensorflow.python.distribute.coordinator import cluster_coordinator
+from tensorflow.python.distribute.coordinator import coordinator_context
 from tensorflow.python.eager import context
 from tensorflow.python.ops import control_flow_util
 
@@ -502,6 +503,12 @@ def schedule_call(
   check_versions()
   # TensorFlow 2.21: what `schedule` does after its check.
   coordinator._cluster.schedule(function, args=tuple(args), kwargs=None)
+
+
+def current_worker() -> int:
+  """Returns the index of the worker for which `schedule_call` calls this."""
+  check_versions()
+  return coordinator_context.get_current_dispatch_context().worker_index
 
 
 def is_worker_failure(error: Exception) -> bool:

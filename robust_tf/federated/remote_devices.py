@@ -6,6 +6,7 @@ to another if that one is lost. A push carries the version of the model that
 was read, so it does not matter when that was, or how often.
 """
 
+import collections
 import queue
 import threading
 import time
@@ -33,6 +34,12 @@ class RemoteDevices:
 
   A worker does one task at a time. Another run needs an object of its own, or
   it would get pushes that the first one did not wait for.
+
+  A worker that is lost and started anew, at the same address, is given tasks
+  again as soon as no other one is lost: TensorFlow lets all come back at once.
+
+  Attributes:
+    tasks_done: how many tasks each worker has done, by its index.
   """
 
   def __init__(
@@ -64,6 +71,7 @@ class RemoteDevices:
     self._arrivals: queue.SimpleQueue[tuple[Task, np.ndarray | Exception]] = (
       queue.SimpleQueue()
     )
+    self.tasks_done: collections.Counter[int] = collections.Counter()
     self._lock = threading.Lock()
     self._begun: set[int] = set()  # serials
     self._retried: list[Task] = []
@@ -143,6 +151,7 @@ class RemoteDevices:
       result = error
     with self._lock:
       self._begun.remove(task.serial)
+      self.tasks_done[compatibility.current_worker()] += 1
     self._arrivals.put((task, result))
 
   def _check_published(self) -> None:

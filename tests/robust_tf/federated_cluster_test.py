@@ -1,13 +1,8 @@
 """Each algorithm over gRPC is what NumPy makes of the order of its events."""
 
-import os
-import subprocess
-import sys
-
 import numpy as np
 import pytest
 
-from robust_tf.training import child_processes
 from tests.robust_tf import federated_replay as replay
 from tests.robust_tf import oracles
 
@@ -18,19 +13,7 @@ pytestmark = pytest.mark.slow
 def recordings(tmp_path_factory):
   """Returns what was recorded, a function of its name."""
   folder = tmp_path_factory.mktemp("cluster")
-  ended = subprocess.run(
-    [sys.executable, "-m", "tests.robust_tf.federated_cluster", str(folder)],
-    env={
-      **child_processes.peer_environment(os.environ),
-      "TF_CPP_MIN_LOG_LEVEL": "3",
-      "CUDA_VISIBLE_DEVICES": "-1",
-    },
-    capture_output=True,
-    text=True,
-    timeout=240,
-    check=False,
-  )
-  assert ended.returncode == 0, ended.stderr[-4000:]
+  replay.run_module("tests.robust_tf.federated_cluster", folder, timeout_s=240)
   return lambda name: replay.Recording.load(folder / f"{name}.pickle")
 
 

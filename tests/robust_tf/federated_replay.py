@@ -5,7 +5,10 @@ float64 and from the definitions alone, what the models must have been.
 """
 
 import dataclasses
+import os
 import pickle
+import subprocess
+import sys
 
 import numpy as np
 
@@ -13,6 +16,7 @@ from robust_tf.federated.events import ACCEPTED
 from robust_tf.federated.events import Event
 from robust_tf.federated.tasks import DeviceTasks
 from robust_tf.federated.tasks import Task
+from robust_tf.training import child_processes
 from robust_tf.training.batches import validation_examples
 from tests.robust_tf import oracles
 
@@ -32,6 +36,23 @@ INITIAL = [
 # A push and an update round float32 a few times; the models stay below 4 and
 # contract, so that errors do not add up without bound.
 TOLERANCE = 1e-5
+
+
+def run_module(name: str, *args, timeout_s: float) -> None:
+  """Runs a module that is the coordinator of a cluster, and checks its end."""
+  ended = subprocess.run(
+    [sys.executable, "-m", name, *map(str, args)],
+    env={
+      **child_processes.peer_environment(os.environ),
+      "TF_CPP_MIN_LOG_LEVEL": "3",
+      "CUDA_VISIBLE_DEVICES": "-1",
+    },
+    capture_output=True,
+    text=True,
+    timeout=timeout_s,
+    check=False,
+  )
+  assert ended.returncode == 0, ended.stderr[-4000:]
 
 
 def device_tasks(num_devices=10, **arguments) -> DeviceTasks:

@@ -1,0 +1,180 @@
+"""The coordinator of a cluster whose workers are lost, hang and lie.
+
+    python -m tests.robust_tf.federated_faults DIRECTORY
+
+The workers are processes, and lost for real. What happened in each run is
+written to NAME.pickle.
+"""
+
+import dataclasses
+import functools
+import os
+import pathlib
+import sys
+import time
+
+import numpy as np
+import tensorflow as tf
+
+from robust_tf import federated
+from robust_tf.distribute import parameter_server
+from tests.robust_tf import federated_cluster as cluster
+from tests.robust_tf import federated_replay as replay
+from tools import federated_servers
+
+START_S = 60
+DEADLINE_S = 1.0
+# Long enough for a process to be lost in the middle of a task.
+LONG_TASKS = {"local_steps": 400}
+NAN, SHAPE, VERSION, FAILS = range(4)  # devices, and what is wrong with them
+MARK = 77.0  # of the examples of a device that is to do something else
+
+
+class Faulty:
+  """Local training that goes wrong where the examples say so."""
+
+  def __init__(self, training):
+    self._training = training
+    self.specs = training.specs
+
+  def __call__(self, start, inputs, labels, seed):
+    values = self._training(start, inputs, labels, seed)
+    return tf.cond(
+      tf.reduce_any(inputs == MARK),
+      lambda: [tf.zeros([7] * x.shape.rank, x.dtype) for x in values],
+      lambda: values,
+    )
+
+
+class WrongVersion:
+  """Devices, of which one says that its model is of another version."""
+
+  def __init__(self, devices):
+    self._devices = devices
+    self.publish = devices.publish
+    self.start = devices.start
+    self.retried = devices.retried
+
+  def next_push(self, timeout_s):
+    push = self._devices.next_push(timeout_s)
+    if push is None or push.task.device != VERSION:
+      return push
+    return dataclasses.replace(push, version=push.version + 1000)
+
+
+def run(
+  server, devices, versions, *, faults=None, deadline_s=None, recording=None
+):
+  """Runs a server; returns what happened.
+
+  Args:
+    server: that is run.
+    devices: at work for it.
+    versions: at which the run ends.
+    faults: what is done at a version.
+    deadline_s: of a task.
+    recording: of what happened before.
+  """
+  recording = recording or replay.Recording()
+  federated.run(
+    server,
+    cluster.Recorded(devices, recording),
+    versions,
+    deadline_s=deadline_s,
+    on_event=recording.events.append,
+    on_version=lambda version: (faults or {}).get(version, lambda: None)(),
+  )
+  return recording
+
+
+def liars(remote) -> replay.Recording:
+  """Has some devices push what must be refused."""
+  tasks = replay.device_tasks()
+  inputs = replay.X.copy()
+  inputs[tasks.parts[NAN]] = np.nan
+  inputs[tasks.parts[SHAPE]] = MARK
+  devices = WrongVersion(remote(inputs, replay.Y, Faulty))
+  return run(cluster.fed_async(tasks, concurrency=3), devices, 40)
+
+
+def failure(remote) -> str:
+  """Has a device's work fail; returns what is said of it."""
+  labels = replay.Y.copy()
+  labels[replay.device_tasks().parts[FAILS]] = replay.CLASSES
+
+  def checked(training):
+    def checked_training(start, inputs, labels, seed):
+      in_range = tf.debugging.assert_less(labels, replay.CLASSES, "no class")
+      with tf.control_dependencies([in_range]):
+        return training(start, tf.identity(inputs), labels, seed)
+
+    checked_training.specs = training.specs
+    return checked_training
+
+  devices = remote(replay.X, labels, checked)
+  try:
+    run(cluster.fed_async(replay.device_tasks(), concurrency=3), devices, 40)
+  except RuntimeError as error:
+    return str(error)
+  return ""
+
+
+def hung(remote, servers, server) -> replay.Recording:
+  """Has a worker hang for some time, and go on."""
+  faults = {
+    4: functools.partial(servers.stop, "worker", 0),
+    16: functools.partial(servers.resume, "worker", 0),
+  }
+  return run(server, remote(), 24, faults=faults, deadline_s=DEADLINE_S)
+
+
+def killed(remote, servers) -> replay.Recording:
+  """Loses one worker; then the other, once the first does tasks again."""
+  server = cluster.fed_async(replay.device_tasks(**LONG_TASKS), concurrency=4)
+  devices = remote()
+  recording = replay.Recording()
+
+  def train(versions):
+    run(server, devices, server.version + versions, recording=recording)
+
+  train(5)
+  servers.kill("worker", 0)
+  train(10)
+  servers.start("worker", 0)
+  done, deadline = devices.tasks_done[0], time.monotonic() + START_S
+  while devices.tasks_done[0] == done:
+    if time.monotonic() > deadline:
+      raise TimeoutError(f"worker 0 did nothing in {START_S} s")
+    train(1)
+  servers.kill("worker", 1)
+  train(10)
+  return recording
+
+
+def main(directory: str) -> None:
+  """Runs what goes wrong, one after another."""
+  folder = pathlib.Path(directory)
+  with federated_servers.run(num_workers=2, num_servers=1) as servers:
+    coordinator = parameter_server.connect(servers.cluster, START_S)
+    model = cluster.make_model()
+
+    def remote(x=replay.X, y=replay.Y, wrap=lambda x: x, gives_update=False):
+      training = cluster.local_training(model, gives_update=gives_update)
+      data = federated.DeviceData(x, y, replay.CLASSES)
+      return federated.RemoteDevices(coordinator, wrap(training), data)
+
+    liars(remote).save(folder / "liars.pickle")
+    (folder / "failure.txt").write_text(failure(remote))
+    tasks = replay.device_tasks(**LONG_TASKS)
+    server = cluster.fed_async(tasks, concurrency=4)
+    hung(remote, servers, server).save(folder / "hung_fed_async.pickle")
+    server = federated.SLSGD(replay.INITIAL, tasks, devices_per_round=3)
+    updates = functools.partial(remote, gives_update=True)
+    hung(updates, servers, server).save(folder / "hung_slsgd.pickle")
+    killed(remote, servers).save(folder / "killed.pickle")
+
+
+if __name__ == "__main__":
+  main(sys.argv[1])
+  sys.stdout.flush()
+  os._exit(0)
