@@ -71,7 +71,8 @@ def main(argv: Sequence[str], is_member: bool = False) -> int:
   except OSError as error:
     return _complain(error)
   except KeyboardInterrupt as interrupt:
-    print("robust-train: interrupted", file=sys.stderr)
+    if not is_member:  # or the supervisor says so
+      print("robust-train: interrupted", file=sys.stderr)
     return 128 + (interrupt.args[0] if interrupt.args else signal.SIGINT)
   return 0
 
@@ -132,7 +133,10 @@ def _prepare(settings: Settings, is_member: bool, stack: contextlib.ExitStack):
 
 
 def _finish(job) -> int:
-  """Trains, and writes what came of it; returns the exit code."""
+  """Trains, and writes what came of it; returns the exit code.
+
+  Where a parameter server is gone, the process ends here.
+  """
   try:
     with StepProgress(job.settings.steps, job.quiet) as progress:
       job.train(progress)
@@ -141,8 +145,10 @@ def _finish(job) -> int:
       "robust-train: a parameter server cannot be reached any more; started"
       " again with it, the coordinator goes on from its latest checkpoint",
       file=sys.stderr,
+      flush=True,
     )
-    return TRY_AGAIN
+    # What TensorFlow does before it ends, it would do with that server.
+    os._exit(TRY_AGAIN)
   except ValueError as error:
     if job.settings.algorithm == SYNCHRONOUS:
       raise

@@ -12,7 +12,10 @@ _ATTACK_COLOR = "tab:red"
 
 
 def draw_partition(
-  parts: Sequence[np.ndarray], labels: np.ndarray, path: str
+  parts: Sequence[np.ndarray],
+  labels: np.ndarray,
+  path: str,
+  who: str = "worker",
 ) -> None:
   """Draws how many examples of each class each worker holds.
 
@@ -20,6 +23,7 @@ def draw_partition(
     parts: each worker's examples, indices into the labels.
     labels: class of each example, `[num_examples]`.
     path: where the picture goes.
+    who: what to call those who hold them.
   """
   num_classes = int(labels.max()) + 1
   counts = np.array(
@@ -37,7 +41,7 @@ def draw_partition(
       color=colors[label % len(colors)],
       label=str(label),
     )
-  axes.set(xlabel="examples", ylabel="worker", ylim=(len(parts) - 0.5, -0.5))
+  axes.set(xlabel="examples", ylabel=who, ylim=(len(parts) - 0.5, -0.5))
   axes.yaxis.get_major_locator().set_params(integer=True)
   if num_classes <= len(colors):
     figure.legend(title="class", loc="outside right upper")

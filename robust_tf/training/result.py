@@ -124,7 +124,8 @@ def write_result(
     return output.replacing(os.path.join(settings.output, name))
 
   with replacing(output.PARTITION) as path:
-    draw_partition(parts, dataset.y_train, path)
+    who = "worker" if settings.algorithm == SYNCHRONOUS else "device"
+    draw_partition(parts, dataset.y_train, path, who)
   with replacing(output.PLOT) as path:
     attacked = settings.attack_start_step if settings.attack else None
     draw_curves(journal.evaluations, attacked, title(settings), path)

@@ -31,6 +31,7 @@ _POLL_S = 0.05
 _NOTICE_S = 10.0
 
 Member = tuple[str, int]  # a job, and an index
+_CHIEF: Member = (CHIEF, 0)
 
 
 class Supervisor:
@@ -79,13 +80,12 @@ class Supervisor:
       OSError: a process cannot be started, or its log not be written.
     """
     os.makedirs(self._directory, exist_ok=True)
-    chief = (CHIEF, 0)
     with self._readers:
       try:
-        for member in [*self._members, chief]:
+        for member in [*self._members, _CHIEF]:
           self._start(member)
         while True:
-          code = child_processes.exit_code(self._processes[chief])
+          code = child_processes.exit_code(self._processes[_CHIEF])
           if code is not None and not _can_go_on(code):
             return code
           dead = self._dead()
@@ -98,6 +98,9 @@ class Supervisor:
           time.sleep(_POLL_S)
       finally:
         with uninterrupted():
+          # The coordinator first, which would miss the others.
+          chief = self._processes.pop(_CHIEF, None)
+          child_processes.end([chief] if chief else [])
           child_processes.end([*self._processes.values()])
 
   def _start(self, member: Member) -> None:
@@ -139,19 +142,18 @@ class Supervisor:
 
   def _start_coordinator_again(self, lost: Sequence[Member]) -> bool:
     """Starts parameter servers that died, and then the coordinator."""
-    chief = (CHIEF, 0)
     # It ends by itself when a server is gone; until then it must not meet one
     # in its place that knows nothing.
     with contextlib.suppress(subprocess.TimeoutExpired):
-      self._processes[chief].wait(timeout=_NOTICE_S)
-    child_processes.end([self._processes[chief]])
-    servers = [member for member in lost if member != chief]
+      self._processes[_CHIEF].wait(timeout=_NOTICE_S)
+    child_processes.end([self._processes[_CHIEF]])
+    servers = [member for member in lost if member != _CHIEF]
     if servers:
       if not all(self._start_again(member) for member in servers):
         return False
-      self._start(chief)
+      self._start(_CHIEF)
       return True
-    return self._start_again(chief)
+    return self._start_again(_CHIEF)
 
   def _give_up(self, member: Member) -> int:
     """Says what died too often; returns the run's exit code."""
