@@ -59,6 +59,10 @@ class Servers:
     process.wait()
     process.stdin.close()
 
+  def pid(self, job: str, index: int) -> int:
+    """Returns the number of a process."""
+    return self._processes[job, index].pid
+
   def stop(self, job: str, index: int) -> None:
     """Has a process hang."""
     self._processes[job, index].send_signal(signal.SIGSTOP)

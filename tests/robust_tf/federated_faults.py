@@ -6,6 +6,7 @@ The workers are processes, and lost for real. What happened in each run is
 written to NAME.pickle.
 """
 
+import contextlib
 import dataclasses
 import functools
 import os
@@ -18,12 +19,16 @@ import tensorflow as tf
 
 from robust_tf import federated
 from robust_tf.distribute import parameter_server
+from robust_tf.federated.events import ACCEPTED
+from robust_tf.federated.events import OVERDUE
+from robust_tf.federated.events import REFUSED
 from tests.robust_tf import federated_cluster as cluster
 from tests.robust_tf import federated_replay as replay
 from tools import federated_servers
 
 START_S = 60
 DEADLINE_S = 1.0
+PUSHED = (ACCEPTED, REFUSED)
 # Long enough for a process to be lost in the middle of a task.
 LONG_TASKS = {"local_steps": 400}
 NAN, SHAPE, VERSION, FAILS = range(4)  # devices, and what is wrong with them
@@ -62,27 +67,14 @@ class WrongVersion:
     return dataclasses.replace(push, version=push.version + 1000)
 
 
-def run(
-  server, devices, versions, *, faults=None, deadline_s=None, recording=None
-):
-  """Runs a server; returns what happened.
-
-  Args:
-    server: that is run.
-    devices: at work for it.
-    versions: at which the run ends.
-    faults: what is done at a version.
-    deadline_s: of a task.
-    recording: of what happened before.
-  """
+def run(server, devices, versions, recording=None) -> replay.Recording:
+  """Runs a server; returns what happened, after what is in `recording`."""
   recording = recording or replay.Recording()
   federated.run(
     server,
     cluster.Recorded(devices, recording),
     versions,
-    deadline_s=deadline_s,
     on_event=recording.events.append,
-    on_version=lambda version: (faults or {}).get(version, lambda: None)(),
   )
   return recording
 
@@ -120,12 +112,40 @@ def failure(remote) -> str:
 
 
 def hung(remote, servers, server) -> replay.Recording:
-  """Has a worker hang for some time, and go on."""
-  faults = {
-    4: functools.partial(servers.stop, "worker", 0),
-    16: functools.partial(servers.resume, "worker", 0),
-  }
-  return run(server, remote(), 24, faults=faults, deadline_s=DEADLINE_S)
+  """Has a worker hang until its task is overdue; ends when its push is there.
+
+  The first task that is overdue is that of the worker, or waits for it.
+  """
+  recording = replay.Recording()
+  ends_at = time.monotonic() + START_S
+
+  def on_version(version):
+    if version == 4:
+      servers.stop("worker", 0)
+    if overdue(recording):  # and without it a round is over, if there are any
+      servers.resume("worker", 0)
+    pushed = {x.serial for x in recording.events if x.kind in PUSHED}
+    if pushed & overdue(recording):
+      raise StopIteration
+    if time.monotonic() > ends_at:
+      raise TimeoutError(f"no late push in {START_S} s")
+
+  with contextlib.suppress(StopIteration):
+    federated.run(
+      server,
+      cluster.Recorded(remote(), recording),
+      10**6,
+      deadline_s=DEADLINE_S,
+      on_event=recording.events.append,
+      on_version=on_version,
+    )
+  recording.models[server.version] = replay.flat(server.weights)
+  return recording
+
+
+def overdue(recording) -> set[int]:
+  """Returns the serials of tasks that were given up."""
+  return {x.serial for x in recording.events if x.kind == OVERDUE}
 
 
 def killed(remote, servers) -> replay.Recording:
@@ -135,7 +155,7 @@ def killed(remote, servers) -> replay.Recording:
   recording = replay.Recording()
 
   def train(versions):
-    run(server, devices, server.version + versions, recording=recording)
+    run(server, devices, server.version + versions, recording)
 
   train(5)
   servers.kill("worker", 0)
