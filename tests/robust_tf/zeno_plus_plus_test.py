@@ -61,7 +61,7 @@ def replay(pushes, max_staleness):
 
 
 @given(seed=st.integers(0, 2**32), max_staleness=st.sampled_from([2, 100]))
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=8, deadline=None)
 def test_model_is_that_of_the_algorithm(seed, max_staleness):
   ours = zeno_plus_plus(max_staleness=max_staleness)
   received, accepted = [], []
