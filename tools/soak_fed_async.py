@@ -2,9 +2,10 @@
 
     python -m tools.soak_fed_async --updates=20000
 
-Every so many updates one of these befalls a worker, drawn at random: its
-process is killed and started anew; it hangs for up to twice the deadline of a
-task; a device that it works for pushes NaN. Then what became of each task is
+Every so many updates, and not before the last one that was away is back, one
+of these befalls a worker, drawn at random: its process is killed and started
+anew; it hangs for up to twice the deadline of a task; a device that it works
+for pushes NaN. Then what became of each task is
 added up, and shown with the memory of the coordinator and of the parameter
 server. The exit code is 1 if the model is not finite, a push was taken twice,
 or a task is missing.
@@ -39,6 +40,8 @@ from tools import federated_servers
 
 NUM_DEVICES, NUM_EXAMPLES, FEATURES, CLASSES = 100, 2000, 32, 10
 NUM_WORKERS, CONCURRENCY = 2, 4
+# So many that a process is there again before the next fault is due.
+LOCAL_STEPS = 40
 START_S, DEADLINE_S = 120.0, 2.0
 # Until then processes fill their caches: traces, threads, connections.
 WARM_UP = 0.1
@@ -83,12 +86,12 @@ class Faults:
     self._rng = np.random.default_rng(seed)
     self._lost: tuple[int, int] | None = None  # a worker, and its tasks then
 
-  def next(self) -> None:
-    """Has something go wrong; one worker at most is away at a time."""
+  def next(self) -> bool:
+    """Has something go wrong, if all workers are there; returns if they are."""
+    if self._lost and self._devices.tasks_done[self._lost[0]] == self._lost[1]:
+      return False
     fault = FAULTS[self._rng.integers(len(FAULTS))]
     worker = int(self._rng.integers(NUM_WORKERS))
-    if self._lost and self._devices.tasks_done[self._lost[0]] == self._lost[1]:
-      worker = self._lost[0]  # it is not back yet
     self.counts[fault] += 1
     if fault == "kill":
       self._servers.kill("worker", worker)
@@ -101,8 +104,9 @@ class Faults:
       timer.start()
     else:
       self._liar.lies = True
-      return
+      return True
     self._lost = worker, self._devices.tasks_done[worker]
+    return True
 
   def _resume(self, worker: int) -> None:
     with contextlib.suppress(KeyError, ProcessLookupError):
@@ -181,7 +185,9 @@ def make_devices(coordinator) -> tuple[federated.RemoteDevices, list]:
   return federated.RemoteDevices(coordinator, training, data), weights
 
 
-def soak(servers, updates: int, fault_every: int, seed: int) -> dict:
+def soak(
+  servers: federated_servers.Servers, updates: int, fault_every: int, seed: int
+) -> dict:
   """Trains; returns what is to be reported.
 
   Args:
@@ -195,23 +201,24 @@ def soak(servers, updates: int, fault_every: int, seed: int) -> dict:
   devices = SometimesNaN(remote)
   faults = Faults(servers, remote, devices, seed)
   account = Account()
+  parts = np.array_split(np.arange(NUM_EXAMPLES), NUM_DEVICES)
   server = federated.FedAsync(
     weights,
-    federated.DeviceTasks(
-      np.array_split(np.arange(NUM_EXAMPLES), NUM_DEVICES), 10, 5, seed
-    ),
+    federated.DeviceTasks(parts, 10, LOCAL_STEPS, seed),
     staleness=federated.polynomial(),
     concurrency=CONCURRENCY,
   )
   memory = []
+  due = fault_every
   begun = time.monotonic()
 
   def on_version(version: int) -> None:
+    nonlocal due
     if version in (int(WARM_UP * updates), updates):
       pids = (os.getpid(), servers.pid("ps", 0))
       memory.append([round(resident_mib(pid), 1) for pid in pids])
-    if version % fault_every == 0 and version < updates:
-      faults.next()
+    if due <= version < updates and faults.next():
+      due += fault_every
       print(f"{version}: {account.summary()}", file=sys.stderr, flush=True)
 
   federated.run(
