@@ -103,8 +103,7 @@ def _prepare(settings: Settings, is_member: bool, stack: contextlib.ExitStack):
       with _silent_stderr():
         import tensorflow  # noqa: F401  here, where it is silent
       serve(task, settings)
-    # That a worker is lost is no error: another one does its tasks.
-    logging.getLogger("tensorflow").setLevel(logging.CRITICAL)
+    _bear_with_losses()
   process = this_process(settings.strategy)
   if settings.workers % process.count:
     raise ValueError(
@@ -169,6 +168,22 @@ def _batches(
     flipped_workers=settings.byzantine if flips else (),
     flipped_from=settings.attack_start_step,
   )
+
+
+def _bear_with_losses() -> None:
+  """Keeps TensorFlow from writing about processes that are gone.
+
+  That a worker is lost is no error: another one does its tasks. And a thread
+  whose parameter server is lost cannot end its work as it would.
+  """
+  logging.getLogger("tensorflow").setLevel(logging.CRITICAL)
+  hook = sys.unraisablehook
+
+  def unless_of_executor(unraisable) -> None:
+    if getattr(unraisable.object, "__qualname__", "") != "Executor.__del__":
+      hook(unraisable)
+
+  sys.unraisablehook = unless_of_executor
 
 
 @contextlib.contextmanager
