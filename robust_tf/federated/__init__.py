@@ -13,7 +13,6 @@ _PUBLIC = {
   "FederatedReport": "events",
   "LocalTraining": "local_training",
   "RemoteDevices": "remote_devices",
-  "RemoteDevices": "remote_devices",
   "SLSGD": "slsgd",
   "STALENESS": "staleness",
   "ServerExamples": "zeno_server",
