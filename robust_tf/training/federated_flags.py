@@ -79,14 +79,16 @@ class ClusterSizeParser(flags.ArgumentParser):
   syntactic_help = "numbers of processes of at least 1, such as workers:4,ps:2"
   _SIZE = re.compile(r"workers:([1-9]\d*),ps:([1-9]\d*)")
 
-  def parse(self, argument: str | ClusterSize) -> ClusterSize:
-    """Returns the numbers.
+  def parse(self, argument: str | ClusterSize) -> ClusterSize | None:
+    """Returns the numbers; None for "none", which a flagfile's gives way to.
 
     Raises:
       ValueError: it is no such size.
     """
     if isinstance(argument, ClusterSize):
       return argument
+    if argument == "none":
+      return None
     match = self._SIZE.fullmatch(argument.replace(" ", ""))
     if not match:
       raise ValueError(f"{argument!r} is not {self.syntactic_help}")

@@ -197,6 +197,12 @@ def test_texts_make_the_same_settings_again():
   assert parse_settings([*texts, "--output=y"]).flags == settings.flags
 
 
+def test_flagfile_of_a_cluster_runs_in_one_process():
+  settings = parse_settings([FED_ASYNC, LOCAL, "--local_cluster=none"])
+  assert settings.local_cluster is None
+  assert "local_cluster" not in settings.flags
+
+
 def test_run_goes_on_with_other_processes(tmp_path):
   before = {"steps": "5", "local_cluster": "workers:2,ps:1"}
   output.check_same(before, {"steps": "5", "max_restarts": "3"}, "here")
