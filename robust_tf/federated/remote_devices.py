@@ -8,6 +8,7 @@ was read, so it does not matter when that was, or how often.
 
 import collections
 import queue
+import re
 import threading
 import time
 from collections.abc import Sequence
@@ -124,11 +125,11 @@ class RemoteDevices:
       if not isinstance(result, Exception):
         version, values = self._work.pushed(result)
         return Push(task, version, values)
+      self._check_published()
       if not compatibility.is_parameter_server_failure(result):
         raise RuntimeError(
           f"task {task.serial} of device {task.device} failed: {result}"
         ) from result
-      self._check_published()
       self.start(task)  # it was the way there that was lost
 
   def retried(self) -> list[Task]:
@@ -225,6 +226,6 @@ class _Work:
 
 
 def _lost(error: tf.errors.OpError) -> ParameterServerLostError:
-  return ParameterServerLostError(
-    f"a parameter server cannot be reached: {error.message}"
-  )
+  named = re.search(r"/job:ps/replica:0/task:(\d+)", error.message)
+  which = f"parameter server {named[1]}" if named else "a parameter server"
+  return ParameterServerLostError(f"{which} cannot be reached any more")

@@ -8,8 +8,9 @@ import pytest
 
 from robust_tf.training import child_processes
 
+pytestmark = pytest.mark.slow
 
-@pytest.mark.slow
+
 def test_table_has_a_line_for_each_number_of_workers():
   ended = subprocess.run(
     [

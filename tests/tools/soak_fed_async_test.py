@@ -9,8 +9,9 @@ import pytest
 
 from robust_tf.training import child_processes
 
+pytestmark = pytest.mark.slow
 
-@pytest.mark.slow
+
 def test_short_run_ends_whole():
   ended = subprocess.run(
     [
