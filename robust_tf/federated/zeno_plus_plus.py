@@ -13,6 +13,7 @@ Xie, Koyejo and Gupta, Zeno++: Robust Fully Asynchronous SGD, ICML 2020 (arXiv
 1903.07020), Algorithm 1.
 """
 
+import base64
 from collections.abc import Callable
 from collections.abc import Mapping
 from collections.abc import Sequence
@@ -130,12 +131,19 @@ class ZenoPlusPlus:
 
   def state(self) -> Mapping[str, object]:
     """Returns what a run that goes on needs beside the weights, as JSON."""
-    return {"version": self.version, **self._tasks.state()}
+    return {
+      "version": self.version,
+      "refreshed": self._refreshed,
+      "gradient": [
+        base64.b64encode(v.tobytes()).decode("ascii") for v in self._gradient
+      ],
+      **self._tasks.state(),
+    }
 
   def restore(
     self, state: Mapping[str, object], weights: Sequence[np.ndarray]
   ) -> None:
-    """Becomes what it was when it said this, but for v, which is computed anew.
+    """Becomes what it was when it said this.
 
     Tasks that were out are lost, and their serials not used again: a push of
     one of them is not awaited.
@@ -146,7 +154,11 @@ class ZenoPlusPlus:
     self.weights = server.replaced(self.weights, weights)
     self.version = int(state["version"])
     self._tasks.restore(state)
-    self._refresh()
+    self._refreshed = int(state["refreshed"])
+    self._gradient = [
+      np.frombuffer(base64.b64decode(v), x.dtype).reshape(x.shape)
+      for v, x in zip(state["gradient"], self.weights, strict=True)
+    ]
 
   def _refresh(self) -> None:
     self._refreshed = self.version // self._refresh_every
