@@ -1,6 +1,6 @@
-import json
-
 """Zeno++ against its algorithm in float64, and what it refuses."""
+
+import json
 
 import numpy as np
 import pytest
