@@ -323,3 +323,21 @@ def test_patience_needs_a_time_and_workers(monkeypatch):
     compatibility.bear_with_slow_links(0)
   with pytest.raises(ValueError, match="TF_CONFIG names no workers"):
     compatibility.bear_with_slow_links()
+
+
+@pytest.mark.parametrize(
+  ("job", "is_worker", "is_parameter_server"),
+  [("worker", True, False), ("ps", False, True), ("chief", False, False)],
+)
+def test_errors_say_whose_loss_they_are(job, is_worker, is_parameter_server):
+  message = (
+    "Socket closed\nAdditional GRPC error information from remote target"
+    f" /job:{job}/replica:0/task:1 while calling /tensorflow.eager.EagerService"
+  )
+  lost = tf.errors.UnavailableError(None, None, message)
+  assert compatibility.is_worker_failure(lost) == is_worker
+  assert compatibility.is_parameter_server_failure(lost) == is_parameter_server
+  # What a task does wrong is neither.
+  wrong = tf.errors.InvalidArgumentError(None, None, message)
+  assert not compatibility.is_worker_failure(wrong)
+  assert not compatibility.is_parameter_server_failure(wrong)
