@@ -18,14 +18,19 @@ _PUBLIC = {
   "ServerExamples": "zeno_server",
   "SimulatedDevices": "simulated_devices",
   "ZenoPlusPlus": "zeno_plus_plus",
+  "by_label": "partition",
+  "connect": ".distribute.parameter_server",
   "constant": "staleness",
+  "dirichlet": "partition",
   "exchanged_variables": "local_training",
   "exponential": "staleness",
   "fed_avg": "slsgd",
   "hinge": "staleness",
+  "iid": "partition",
   "permutation": "sampling",
   "polynomial": "staleness",
   "run": "training_loop",
+  "serve": ".distribute.parameter_server",
   "sigmoid": "staleness",
   "uniform": "sampling",
   "validation_gradient": "zeno_server",
@@ -38,7 +43,7 @@ __all__ = sorted(_PUBLIC)
 def __getattr__(name: str):
   if name not in _PUBLIC:
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-  module = importlib.import_module(f"{__name__}.{_PUBLIC[name]}")
+  module = importlib.import_module(f".{_PUBLIC[name]}", __name__)
   return getattr(module, name)
 
 

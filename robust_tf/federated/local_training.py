@@ -71,7 +71,12 @@ class DeviceData:
 
 
 class LocalTraining:
-  """The local steps of one task, as a function of tensors."""
+  """The local steps of one task, as a function of tensors.
+
+  Attributes:
+    specs: of the exchanged variables.
+    gives_update: whether x_tau - x_new is returned, not x_new.
+  """
 
   def __init__(
     self,
@@ -104,7 +109,7 @@ class LocalTraining:
     self._loss = loss
     self._optimizer = optimizer
     self._rho = proximal_weight
-    self._gives_update = gives_update
+    self.gives_update = gives_update
     if not optimizer.built:
       optimizer.build(model.trainable_variables)
     self._state = [v.numpy() for v in optimizer.variables]
@@ -161,7 +166,7 @@ class LocalTraining:
       parallel_iterations=1,
     )
     result = values + [x for x in others if x.dtype.is_floating]
-    if self._gives_update:
+    if self.gives_update:
       result = [a - b for a, b in zip(center, result, strict=True)]
     return result
 

@@ -58,6 +58,7 @@ class RemoteDevices:
       local_training: what a device does.
       data: the examples of all devices.
     """
+    self.gives_update = local_training.gives_update
     self._coordinator = coordinator
     self._published = PublishedModel(local_training.specs)
     inputs, labels = tf.constant(data.inputs), tf.constant(data.labels)

@@ -52,6 +52,7 @@ class SimulatedDevices:
     """
     if max_staleness < 0:
       raise ValueError(f"max_staleness={max_staleness} must be at least 0")
+    self.gives_update = local_training.gives_update
     self._seed = seed
     self._start_of = start_of
     self._tasks = collections.deque()

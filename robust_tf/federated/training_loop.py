@@ -27,7 +27,13 @@ class ParameterServerLostError(RuntimeError):
 
 
 class Devices(Protocol):
-  """Those who do tasks."""
+  """Those who do tasks.
+
+  Attributes:
+    gives_update: whether they push x_tau - x_new, not x_new.
+  """
+
+  gives_update: bool
 
   def publish(self, weights: Sequence[np.ndarray], version: int) -> None:
     """Makes a model the one that tasks start from.
@@ -78,7 +84,15 @@ def run(
 
   Raises:
     ParameterServerLostError: the run cannot go on in this process.
+    ValueError: devices push models, and the server wants updates, or the other
+      way round.
   """
+  if devices.gives_update != server.wants_updates:
+    raise ValueError(
+      f"{type(server).__name__} wants"
+      f" {'updates' if server.wants_updates else 'models'}: make LocalTraining"
+      f" with gives_update={server.wants_updates}"
+    )
   out: dict[int, tuple[Task, float]] = {}  # by serial, with when it is due
   devices.publish(server.weights, server.version)
   while server.version < versions:

@@ -41,6 +41,7 @@ class Faulty:
   def __init__(self, training):
     self._training = training
     self.specs = training.specs
+    self.gives_update = training.gives_update
 
   def __call__(self, start, inputs, labels, seed):
     values = self._training(start, inputs, labels, seed)
@@ -101,6 +102,7 @@ def failure(remote) -> str:
         return training(start, tf.identity(inputs), labels, seed)
 
     checked_training.specs = training.specs
+    checked_training.gives_update = training.gives_update
     return checked_training
 
   devices = remote(replay.X, labels, checked)

@@ -1,4 +1,5 @@
 import numpy as np
+import pytest
 
 from robust_tf.federated.events import ACCEPTED
 from robust_tf.federated.events import OVERDUE
@@ -18,8 +19,9 @@ from tests.robust_tf.fake_devices import values
 class Prompt:
   """Devices that push in the order in which they were asked."""
 
-  def __init__(self, silent=(), pushed=push_of):
+  def __init__(self, server, silent=(), pushed=push_of):
     """Takes the serials of tasks that are never done, and what is pushed."""
+    self.gives_update = server.wants_updates
     self.published = []
     self.out = []
     self._silent = silent
@@ -44,7 +46,7 @@ class Prompt:
 
 def test_every_model_is_published_once_before_its_tasks():
   server = FedAsync(values(0), device_tasks(), concurrency=3)
-  devices, versions, events = Prompt(), [], []
+  devices, versions, events = Prompt(server), [], []
   run(
     server,
     devices,
@@ -63,9 +65,18 @@ def test_every_model_is_published_once_before_its_tasks():
   assert counts == [12, 10]  # two are still out
 
 
+def test_devices_that_push_what_the_server_does_not_want_are_refused():
+  rounds = SLSGD(values(0), device_tasks(), devices_per_round=3)
+  asynchronous = FedAsync(values(0), device_tasks())
+  with pytest.raises(ValueError, match="with gives_update=True"):
+    run(rounds, Prompt(asynchronous), 1)
+  with pytest.raises(ValueError, match="FedAsync wants models"):
+    run(asynchronous, Prompt(rounds), 1)
+
+
 def test_run_ends_at_once_if_there_is_nothing_to_do():
   server = FedAsync(values(0), device_tasks())
-  run(server, Prompt(), 0)
+  run(server, Prompt(server), 0)
   assert server.version == 0
 
 
@@ -73,7 +84,13 @@ def test_overdue_task_is_given_up_and_another_device_asked():
   server = SLSGD(values(0), device_tasks(), devices_per_round=3)
   events = []
   # A deadline that has passed at once for whoever does not push first.
-  run(server, Prompt(silent={1}), 2, deadline_s=0.0, on_event=events.append)
+  run(
+    server,
+    Prompt(server, silent={1}),
+    2,
+    deadline_s=0.0,
+    on_event=events.append,
+  )
   assert server.version == 2
   assert [e.serial for e in events if e.kind == OVERDUE] == [1]
   started = [e.serial for e in events if e.kind == STARTED]
@@ -90,7 +107,9 @@ def test_late_push_counts_if_the_server_takes_it():
       return push_of(self.out[0]) if len(self.out) > 1 else None
 
   asynchronous = FedAsync(values(0), device_tasks(), concurrency=1)
-  run(asynchronous, Late(), 1, deadline_s=0.0, on_event=events.append)
+  run(
+    asynchronous, Late(asynchronous), 1, deadline_s=0.0, on_event=events.append
+  )
   kinds = [(e.kind, e.serial) for e in events[:4]]
   assert kinds == [(STARTED, 0), (OVERDUE, 0), (STARTED, 1), (ACCEPTED, 0)]
 
@@ -108,7 +127,7 @@ def test_push_of_a_round_that_is_over_is_late():
     values(0), device_tasks(), devices_per_round=3, arrivals_per_round=2
   )
   events = []
-  run(server, Reordered(), 2, on_event=events.append)
+  run(server, Reordered(server), 2, on_event=events.append)
   refused = {e.serial: e.reason for e in events if e.kind == REFUSED}
   assert refused[0] == LATE
 
@@ -122,7 +141,7 @@ def test_task_that_was_begun_anew_is_told_of():
 
   server = SLSGD(values(0), device_tasks(), devices_per_round=2)
   events = []
-  run(server, Restarted(), 1, on_event=events.append)
+  run(server, Restarted(server), 1, on_event=events.append)
   kinds = [(e.kind, e.serial) for e in events[2:]]
   assert kinds == [(RETRIED, 1), (ACCEPTED, 0), (ACCEPTED, 1)]
 
@@ -135,7 +154,7 @@ def test_refused_device_is_replaced_and_the_round_ends():
 
   server = SLSGD(values(0), device_tasks(), devices_per_round=3)
   events = []
-  run(server, Prompt(pushed=pushed), 1, on_event=events.append)
+  run(server, Prompt(server, pushed=pushed), 1, on_event=events.append)
   refused = [e for e in events if e.kind == REFUSED]
   assert [(e.serial, e.reason) for e in refused] == [(0, NOT_FINITE)]
   assert all(np.isfinite(x).all() for x in server.weights)
