@@ -9,6 +9,7 @@ import socket
 import time
 from collections.abc import Mapping
 from collections.abc import Sequence
+from concurrent import futures
 
 import numpy as np
 import tensorflow as tf
@@ -25,7 +26,7 @@ _PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes(
   [0, 0, 0, _SETTINGS, 0, 0, 0, 0, 0]
 )
 _FRAME_HEADER_BYTES = 9
-_ANSWER_S = 1.0  # how long one address may take before the others are asked
+_ANSWER_S = 1.0  # how long an address may take before it is asked again
 
 TORN = -1  # the version of a model that was read during an update
 
@@ -84,7 +85,9 @@ def wait_for_cluster(cluster: Cluster, timeout_s: float) -> None:
     for index, address in enumerate(cluster.get(job, ()))
   ]
   while True:
-    waiting = [x for x in waiting if not _answers(x[1], deadline)]
+    with futures.ThreadPoolExecutor(max(1, len(waiting))) as pool:
+      answers = pool.map(lambda x: _answers(x[1], deadline), waiting)
+      waiting = [x for x, y in zip(waiting, answers, strict=True) if not y]
     if not waiting:
       return
     if time.monotonic() >= deadline:

@@ -77,6 +77,7 @@ class RemoteDevices:
     self._lock = threading.Lock()
     self._begun: set[int] = set()  # serials
     self._retried: list[Task] = []
+    self._heard = time.monotonic()
 
   def publish(self, weights: Sequence[np.ndarray], version: int) -> None:
     """Makes a model the one that tasks start from.
@@ -119,10 +120,12 @@ class RemoteDevices:
       try:
         task, result = self._arrivals.get(timeout=min(left, _QUIET_S))
       except queue.Empty:
+        if time.monotonic() - self._heard >= _QUIET_S:
+          self._check_published()
         if left <= _QUIET_S:
           return None
-        self._check_published()
         continue
+      self._heard = time.monotonic()
       if not isinstance(result, Exception):
         version, values = self._work.pushed(result)
         return Push(task, version, values)
@@ -161,6 +164,7 @@ class RemoteDevices:
       self._published.check()
     except tf.errors.OpError as error:
       raise _lost(error) from error
+    self._heard = time.monotonic()
 
 
 class _Work:
