@@ -58,6 +58,7 @@ class SometimesNaN:
     self.publish = devices.publish
     self.next_push = devices.next_push
     self.retried = devices.retried
+    self.gives_update = devices.gives_update
 
   def start(self, task: Task) -> None:
     """Has a task done, with other examples if one is to lie."""

@@ -31,6 +31,7 @@ class Recorded:
   def __init__(self, devices, recording):
     self._devices = devices
     self._recording = recording
+    self.gives_update = devices.gives_update
 
   def publish(self, weights, version):
     self._recording.models.setdefault(version, replay.flat(weights))
