@@ -60,6 +60,7 @@ class WrongVersion:
     self.publish = devices.publish
     self.start = devices.start
     self.retried = devices.retried
+    self.gives_update = devices.gives_update
 
   def next_push(self, timeout_s):
     push = self._devices.next_push(timeout_s)
