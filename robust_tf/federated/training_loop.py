@@ -26,6 +26,10 @@ class ParameterServerLostError(RuntimeError):
   """
 
 
+class TrainingStalledError(RuntimeError):
+  """The server has refused all that came for a long time."""
+
+
 class Devices(Protocol):
   """Those who do tasks.
 
@@ -68,6 +72,7 @@ def run(
   versions: int,
   *,
   deadline_s: float | None = None,
+  patience: int = 1000,
   on_event: Callable[[Event], None] = lambda event: None,
   on_version: Callable[[int], None] = lambda version: None,
 ) -> None:
@@ -79,11 +84,13 @@ def run(
     versions: T, at which the run ends.
     deadline_s: how long a task may take before the server gives it up; None
       for as long as it takes.
+    patience: after how many pushes in a row that were refused the run ends.
     on_event: is told of each event, in order.
     on_version: is called after each update, once devices can read it.
 
   Raises:
     ParameterServerLostError: the run cannot go on in this process.
+    TrainingStalledError: `patience` pushes in a row were refused.
     ValueError: devices push models, and the server wants updates, or the other
       way round.
   """
@@ -94,6 +101,7 @@ def run(
       f" with gives_update={server.wants_updates}"
     )
   out: dict[int, tuple[Task, float]] = {}  # by serial, with when it is due
+  refused = 0  # in a row
   devices.publish(server.weights, server.version)
   while server.version < versions:
     for task in server.assign():
@@ -117,6 +125,12 @@ def run(
     on_event(Event.arrived(push, receipt, server.version))
     if receipt.advanced:
       on_version(server.version)
+    refused = 0 if receipt.refused is None else refused + 1
+    if refused == patience:
+      raise TrainingStalledError(
+        f"version {server.version}: the last {refused} pushes were refused, the"
+        f" latest of device {push.task.device} as {receipt.refused}"
+      )
 
 
 def _time_left(out: dict[int, tuple[Task, float]]) -> float | None:

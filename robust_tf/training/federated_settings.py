@@ -149,6 +149,14 @@ def _check_devices(settings) -> None:
         f"--arrivals_per_round={arrivals} is more than"
         f" --devices_per_round={asked}"
       )
+    trim = settings.aggregator_arguments.get("trim")
+    # Where not all take part in a round, it is chance how many attack.
+    if asked == devices and trim is not None and len(settings.byzantine) > trim:
+      raise ValueError(
+        f"--byzantine names {len(settings.byzantine)} devices, and all of them"
+        f" take part in each round: --trim={trim} withstands {trim} at most;"
+        " raise it, or take fewer --devices_per_round"
+      )
 
 
 def _check_mixing(values: Mapping[str, object], settings) -> None:

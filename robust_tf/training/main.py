@@ -16,6 +16,7 @@ from typing import NoReturn
 import numpy as np
 
 from robust_tf.federated.training_loop import ParameterServerLostError
+from robust_tf.federated.training_loop import TrainingStalledError
 from robust_tf.training import output
 from robust_tf.training.algorithms import SYNCHRONOUS
 from robust_tf.training.batches import WorkerBatches
@@ -34,6 +35,7 @@ from robust_tf.training.settings import parse_settings
 from robust_tf.training.settings import Settings
 from robust_tf.training.supervisor import TRY_AGAIN
 
+STALLED = 1  # all that devices pushed was refused
 BAD_INPUT = 2
 INTERRUPTED = 128 + signal.SIGINT
 
@@ -148,6 +150,9 @@ def _finish(job) -> int:
     )
     # What TensorFlow does before it ends, it would do with that server.
     os._exit(TRY_AGAIN)
+  except TrainingStalledError as error:
+    _complain(error)
+    return STALLED
   except ValueError as error:
     if job.settings.algorithm == SYNCHRONOUS:
       raise

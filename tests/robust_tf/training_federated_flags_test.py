@@ -143,6 +143,14 @@ def test_flags_of_an_algorithm_are_the_arguments_of_its_server(name, server):
       [FED_ASYNC, "--staleness=sigmoid", "--staleness_floor=0.5"],
       "--staleness=sigmoid: staleness_floor=0.5 must be",
     ),
+    (
+      [
+        *SLSGD_5,
+        *("--workers=5", "--aggregator=trimmed_mean", "--trim=1"),
+        *("--attack=sign_flip", "--byzantine=0,3"),
+      ],
+      "--byzantine names 2 devices, .* --trim=1 withstands 1 at most",
+    ),
     ([*SLSGD_5, "--workers=4"], "round=5 is more than the --workers=4 devices"),
     (
       [*SLSGD_5, CLUSTER, "--arrivals_per_round=6"],

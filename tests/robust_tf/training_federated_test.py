@@ -366,3 +366,9 @@ def test_interrupted_coordinator_says_so_and_goes_on(tmp_path):
       process.kill()
   assert process.returncode == 130
   assert error.splitlines()[-1] == "robust-train: interrupted"
+
+
+def test_run_of_which_all_is_refused_ends(capsys):
+  argv = [*SMALL, "--algorithm=zeno_plus_plus", "--rho=1e6"]
+  assert main(argv) == 1
+  assert "the last 1000 pushes were refused" in capsys.readouterr().err

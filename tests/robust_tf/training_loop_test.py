@@ -11,6 +11,7 @@ from robust_tf.federated.server import LATE
 from robust_tf.federated.server import NOT_FINITE
 from robust_tf.federated.slsgd import SLSGD
 from robust_tf.federated.training_loop import run
+from robust_tf.federated.training_loop import TrainingStalledError
 from tests.robust_tf.fake_devices import device_tasks
 from tests.robust_tf.fake_devices import push_of
 from tests.robust_tf.fake_devices import values
@@ -72,6 +73,20 @@ def test_devices_that_push_what_the_server_does_not_want_are_refused():
     run(rounds, Prompt(asynchronous), 1)
   with pytest.raises(ValueError, match="FedAsync wants models"):
     run(asynchronous, Prompt(rounds), 1)
+
+
+def test_run_of_which_all_is_refused_ends():
+  server = FedAsync(values(0), device_tasks())
+  devices = Prompt(
+    server,
+    pushed=lambda task: push_of(task, content=[x * np.nan for x in values(0)]),
+  )
+  events = []
+  with pytest.raises(
+    TrainingStalledError, match="last 30 pushes were refused.*as not finite"
+  ):
+    run(server, devices, 10, patience=30, on_event=events.append)
+  assert sum(e.kind == REFUSED for e in events) == 30
 
 
 def test_run_ends_at_once_if_there_is_nothing_to_do():
