@@ -9,7 +9,8 @@ Four things change Keras for the whole process, and leave all that has nothing
 to do with them as it was: `tag_gradients` (called by `RobustCrossDeviceOps`),
 `allow_multi_worker_fit` (called by the optimizers where it is needed),
 `let_optimizers_judge_gradients` (called by all of them) and
-`let_optimizers_add_callbacks` (called by those with local models).
+`let_optimizers_add_callbacks` (called by those with local models). One changes
+TensorFlow: `let_workers_hang` (called by what connects to a cluster).
 """
 
 import contextlib
@@ -26,11 +27,13 @@ from keras.src.backend.tensorflow import optimizer as keras_tf_optimizer
 from keras.src.backend.tensorflow import trainer as keras_trainer
 from keras.src.optimizers import base_optimizer
 from tensorflow.compiler.xla.tsl.protobuf import coordination_config_pb2
+from tensorflow.python import pywrap_tfe
 from tensorflow.python.distribute import multi_worker_util
 from tensorflow.python.distribute import numpy_dataset
 from tensorflow.python.distribute.coordinator import cluster_coordinator
 from tensorflow.python.distribute.coordinator import coordinator_context
 from tensorflow.python.eager import context
+from tensorflow.python.eager import executor
 from tensorflow.python.ops import control_flow_util
 
 CHECKED_TENSORFLOW = "2.21"
@@ -481,6 +484,33 @@ def track_loss(model: keras.Model, loss: tf.Tensor, batch_size) -> None:
 def all_layers(model: keras.Model) -> list[keras.Layer]:
   """Returns the layers of a model at every depth."""
   return list(model._flatten_layers(include_self=False))
+
+
+def let_workers_hang() -> None:
+  """Keeps this process from waiting for all workers when it frees something.
+
+  For the coordinator of a cluster, whose worker may hang. TensorFlow tells
+  every worker that a function is gone, and waits; now functions stay until
+  the process ends. And each op's thread waits for what an executor has still
+  to do, which may be a tensor to free on another's worker; an executor that is
+  not asynchronous has nothing else.
+  """
+  check_versions()
+  if hasattr(executor.Executor.__del__, "waits_less"):
+    return
+
+  # TensorFlow 2.21: `AtomicFunction.__del__` calls it, in whatever thread.
+  context.Context.remove_function = lambda self, name: None
+  stock_delete = executor.Executor.__del__
+
+  def delete(self):
+    if self.is_async():
+      stock_delete(self)
+    else:
+      pywrap_tfe.TFE_DeleteExecutor(self.handle())
+
+  delete.waits_less = True
+  executor.Executor.__del__ = delete
 
 
 def schedule_call(

@@ -14,6 +14,7 @@ from concurrent import futures
 import numpy as np
 import tensorflow as tf
 
+from robust_tf.distribute import compatibility
 from robust_tf.distribute import message
 
 Cluster = Mapping[str, Sequence[str]]
@@ -104,7 +105,9 @@ def connect(
 ) -> tf.distribute.coordinator.ClusterCoordinator:
   """Returns the coordinator of a cluster, which this process then is.
 
-  It must be called before TensorFlow has run anything here.
+  It must be called before TensorFlow has run anything here. From then on this
+  process does not wait for workers that hang, see
+  `compatibility.let_workers_hang`.
 
   Args:
     cluster: the addresses of each job, `worker` and `ps`.
@@ -119,6 +122,7 @@ def connect(
       raise ValueError(f"the cluster has no {job}: it needs at least one")
   wait_for_cluster(cluster, timeout_s)
   _reach_directly(cluster)
+  compatibility.let_workers_hang()
   resolver = tf.distribute.cluster_resolver.SimpleClusterResolver(
     tf.train.ClusterSpec({job: cluster[job] for job in ("worker", "ps")}),
     rpc_layer="grpc",

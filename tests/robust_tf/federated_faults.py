@@ -9,6 +9,7 @@ written to NAME.pickle.
 import contextlib
 import dataclasses
 import functools
+import gc
 import os
 import pathlib
 import sys
@@ -125,6 +126,7 @@ def hung(remote, servers, server) -> replay.Recording:
   def on_version(version):
     if version == 4:
       servers.stop("worker", 0)
+      gc.collect()  # what is freed meanwhile must not wait for it
     if overdue(recording):  # and without it a round is over, if there are any
       servers.resume("worker", 0)
     pushed = {x.serial for x in recording.events if x.kind in PUSHED}
