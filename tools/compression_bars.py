@@ -8,6 +8,8 @@ no bar.
 from collections.abc import Callable
 from collections.abc import Mapping
 
+from tools.claims import not_below
+
 _MOST_BYTES_OFF = 0.02
 # Float32 sums of T = 1500 steps round to some 1e-6.
 MOST_SPREAD = 1e-5
@@ -46,7 +48,7 @@ def missed_ratios(
   def at_half(method: str, ratio: int) -> float:
     return accuracies[method, ratio, 0.5]
 
-  return _not_below(
+  return not_below(
     (
       "CSER, R_C 256, at .5, against SGD",
       lambda: at_half("cser", 256),
@@ -93,7 +95,7 @@ def missed_adaalter(
   def against(slack: float) -> Callable[[], float]:
     return lambda: accuracies["adaalter", "iid"] - slack
 
-  return _not_below(
+  return not_below(
     ("AdaAlter's loss against AdaGrad's, off by", lambda: 0.05, loss_off),
     (
       "Local AdaAlter, H=4, against AdaAlter",
@@ -116,7 +118,7 @@ def missed_adaalter_small(losses: Mapping[tuple[str, str], float]) -> Missed:
   Args:
     losses: on the training examples, by (method, partition).
   """
-  return _not_below(
+  return not_below(
     (
       "0.7 of naive local AdaGrad's loss, by label, against Local AdaAlter's",
       lambda: 0.7 * losses["naive_adagrad_16", "by_label"],
@@ -131,20 +133,6 @@ def missed_spread(spread: float) -> Missed:
   Args:
     spread: the largest difference between two workers' x_i - e_i.
   """
-  return _not_below(
+  return not_below(
     ("the bound on the spread of x - e", lambda: MOST_SPREAD, lambda: spread)
   )
-
-
-def _not_below(
-  *claims: tuple[str, Callable[[], float], Callable[[], float]],
-) -> Missed:
-  lines = []
-  for title, of_value, of_bound in claims:
-    try:
-      value, bound = of_value(), of_bound()
-    except KeyError:  # not run
-      continue
-    if not value >= bound:
-      lines.append(f"{title}: {value:.4g} is below {bound:.4g}")
-  return lines

@@ -14,7 +14,6 @@ set for them. A part of the tables:
 """
 
 import dataclasses
-import json
 import os
 import sys
 from collections.abc import Sequence
@@ -33,6 +32,7 @@ from tools.compression_runs import run
 from tools.compression_tables import Table
 from tools.compression_tables import TABLES
 from tools.compression_training import NUM_POINTS
+from tools.json_file import write_json
 
 _DIGITS = "digits"
 # What is run by default on other data, whose steps take longer.
@@ -147,10 +147,7 @@ def _write_json(path: str, all_results: Sequence[Results], lines) -> None:
     "tables": [compression_report.as_json(x) for x in all_results],
     "missed_bars": lines,
   }
-  os.makedirs(os.path.dirname(os.path.abspath(path)), exist_ok=True)
-  with open(path, "w", encoding="utf-8") as file:
-    json.dump(content, file, indent=1, allow_nan=False)
-    file.write("\n")
+  write_json(path, content)
 
 
 def _write_pictures(prefix: str, all_results: Sequence[Results]) -> None:

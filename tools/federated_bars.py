@@ -6,9 +6,9 @@ no bar.
 """
 
 import itertools
-from collections.abc import Callable
 from collections.abc import Mapping
 
+from tools.claims import not_below
 from tools.federated_cells import Cell
 from tools.federated_cells import FedAsyncCell
 from tools.federated_cells import SLSGDCell
@@ -33,7 +33,7 @@ def missed(summaries: Mapping[Cell, Summary]) -> list[str]:
   def rounds(q: int, trim: int, late: float = 1.0) -> Summary:
     return summaries[SLSGDCell(q, trim, 1.0, late)]
 
-  return _not_below(
+  return not_below(
     (
       "K=64, middle: polynomial against constant",
       lambda: polynomial(64).middle,
@@ -86,17 +86,3 @@ def missed(summaries: Mapping[Cell, Summary]) -> list[str]:
       lambda: rounds(0, 4, 0.6).end_std,
     ),
   )
-
-
-def _not_below(
-  *claims: tuple[str, Callable[[], float], Callable[[], float]],
-) -> list[str]:
-  lines = []
-  for title, of_value, of_bound in claims:
-    try:
-      value, bound = of_value(), of_bound()
-    except KeyError:  # not run
-      continue
-    if not value >= bound:
-      lines.append(f"{title}: {value:.4f} is below {bound:.4f}")
-  return lines

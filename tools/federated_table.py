@@ -15,7 +15,6 @@ for the digits. A part of the tables:
 import collections
 import dataclasses
 import functools
-import json
 import os
 import sys
 import time
@@ -38,6 +37,7 @@ from tools.federated_cells import IMAGES
 from tools.federated_results import Curve
 from tools.federated_results import Result
 from tools.federated_training import train
+from tools.json_file import write_json
 from tools.processes import mapping
 
 _DIGITS = "digits"
@@ -128,10 +128,7 @@ def _write_json(path: str, results: Sequence[Result], lines) -> None:
     "cells": federated_report.as_json(results),
     "missed_bars": lines,
   }
-  os.makedirs(os.path.dirname(os.path.abspath(path)), exist_ok=True)
-  with open(path, "w", encoding="utf-8") as file:
-    json.dump(content, file, indent=1, allow_nan=False)
-    file.write("\n")
+  write_json(path, content)
 
 
 def _write_pictures(prefix: str, results: Sequence[Result]) -> None:

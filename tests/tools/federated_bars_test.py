@@ -71,9 +71,7 @@ def test_line_says_what_is_missed():
     SLSGDCell(2, 2): summary(0.8, 0.01),
     SLSGDCell(2, 0): summary(0.3, 0.01),
   }
-  assert missed(cells) == [
-    "q=2, end: trimmed mean, b=2: 0.8000 is below 0.8500"
-  ]
+  assert missed(cells) == ["q=2, end: trimmed mean, b=2: 0.8 is below 0.85"]
 
 
 def test_cells_that_were_not_run_miss_nothing():
