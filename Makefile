@@ -8,7 +8,8 @@ DEMO := demo_output
 PYTEST := $(BIN)/python -m pytest --numprocesses=auto --dist=loadfile
 PROCESS_TESTS := $(patsubst %,tests/robust_tf/%_test.py,multi_worker \
   two_processes training_resume training_local_models local_multi_worker \
-  local_models_two_processes training_cluster)
+  local_models_two_processes training_cluster federated_cluster \
+  federated_faults federated_server_lost)
 # TensorFlow logs while it is loaded, whatever it is told: shown on failure.
 QUIETLY = 2> $(DEMO)/log || { cat $(DEMO)/log; exit 1; }
 
