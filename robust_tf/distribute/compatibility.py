@@ -17,6 +17,7 @@ import contextlib
 import contextvars
 import enum
 import functools
+import inspect
 from collections.abc import Callable
 from collections.abc import Iterator
 from collections.abc import Sequence
@@ -452,10 +453,12 @@ def stateless_apply(
   """
   check_versions()
   below = base_optimizer.BaseOptimizer
-  replaced = (
-    vars(keras_tf_optimizer.TFOptimizer).keys()
-    & vars(below).keys() - {"__init__", "__module__", "__doc__"}
-  ) - {"add_variable_from_reference", "stateless_apply", "_var_key"}
+  kept = {"__init__", "add_variable_from_reference", "stateless_apply"}
+  replaced = [
+    name
+    for name, method in vars(keras_tf_optimizer.TFOptimizer).items()
+    if inspect.isfunction(method) and name in vars(below) and name not in kept
+  ]
   # The optimizer's slots are found by keys that only variables have.
   keys = {id(v): optimizer._var_key(v) for v in optimizer._trainable_variables}
   methods = {

@@ -1,3 +1,5 @@
+import copy
+
 import keras
 import numpy as np
 import pytest
@@ -88,6 +90,13 @@ def test_local_steps_equal_keras_own(name):
   # The same float32 operations, fused or not.
   for a, b in zip(found, values_of(reference), strict=True):
     np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
+
+
+def test_optimizer_that_was_copied_trains_as_before():
+  # A copy leaves marks on the classes of what was copied.
+  optimizer = copy.copy(OPTIMIZERS["sgd"]())
+  model, data = network(), examples()
+  trained(LocalTraining(model, LOSS, optimizer), model, data)
 
 
 def test_proximal_steps_equal_numpy():
