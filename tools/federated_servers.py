@@ -14,7 +14,6 @@ import os
 import signal
 import subprocess
 import sys
-import threading
 from collections.abc import Iterator
 
 from robust_tf.training import child_processes
@@ -88,24 +87,13 @@ def run(num_workers: int, num_servers: int) -> Iterator[Servers]:
     servers.kill_all()
 
 
-def _end_with_parent() -> None:
-  """Waits for the end of the input, which nobody writes; then ends."""
-  sys.stdin.buffer.read()
-  os._exit(0)
-
-
 def main(cluster: str, job: str, index: str) -> None:
   """Is one of the servers."""
   os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-  threading.Thread(target=_end_with_parent, daemon=True).start()
+  child_processes.end_with_parent(0)
   from robust_tf.distribute import parameter_server  # after the variables
 
-  parameter_server.serve(
-    json.loads(cluster),
-    job,
-    int(index),
-    num_threads=int(os.environ.get("NT", "1")),
-  )
+  parameter_server.serve(json.loads(cluster), job, int(index))
 
 
 if __name__ == "__main__":

@@ -31,6 +31,7 @@ from absl import app
 from absl import flags
 
 from robust_tf.training import child_processes
+from robust_tf.training.uninterrupted import interrupt
 from robust_tf.training.uninterrupted import uninterrupted
 
 TIMED_OUT = 124  # what timeout(1) exits with
@@ -202,16 +203,11 @@ def _report(outcome: Outcome, timeout_s: float | None) -> None:
   print(message, file=sys.stderr)
 
 
-def _interrupt(number, frame) -> None:
-  del frame
-  raise KeyboardInterrupt(number)
-
-
 def main(argv: list[str]) -> int:
   """Runs the command that stands after `--`; returns its exit code."""
   values = flags.FLAGS
   # Being ended must end the workers too.
-  signal.signal(signal.SIGTERM, _interrupt)
+  signal.signal(signal.SIGTERM, interrupt)
   directory = values.logs or tempfile.mkdtemp(prefix="local_cluster_")
   try:
     outcome = run(
@@ -223,8 +219,8 @@ def main(argv: list[str]) -> int:
     )
   except (OSError, ValueError) as error:
     raise app.UsageError(str(error)) from error
-  except KeyboardInterrupt as interrupt:
-    return 128 + (interrupt.args[0] if interrupt.args else signal.SIGINT)
+  except KeyboardInterrupt as stopped:
+    return 128 + (stopped.args[0] if stopped.args else signal.SIGINT)
   _report(outcome, values.timeout_s)
   return outcome.exit_code
 

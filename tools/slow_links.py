@@ -42,6 +42,7 @@ from absl import app
 from absl import flags
 
 from robust_tf.training.data import load
+from robust_tf.training.uninterrupted import interrupt
 from tools import local_cluster
 from tools import network_namespaces
 from tools import slow_link_report
@@ -201,18 +202,13 @@ def _check_flags() -> None:
     )
 
 
-def _interrupt(number, frame) -> None:
-  del frame
-  raise KeyboardInterrupt(number)
-
-
 def main(argv: list[str]) -> int:
   """Runs what the flags ask for; returns the exit code."""
   if len(argv) != 1:
     raise app.UsageError("no arguments, only flags")
   _check_flags()
   # Being ended must remove the network too.
-  signal.signal(signal.SIGTERM, _interrupt)
+  signal.signal(signal.SIGTERM, interrupt)
   values = flags.FLAGS
   try:
     with (
@@ -230,8 +226,8 @@ def main(argv: list[str]) -> int:
   except _WorkersFailedError as error:
     print(f"slow_links: {error}", file=sys.stderr)
     return error.exit_code
-  except KeyboardInterrupt as interrupt:
-    return 128 + (interrupt.args[0] if interrupt.args else signal.SIGINT)
+  except KeyboardInterrupt as stopped:
+    return 128 + (stopped.args[0] if stopped.args else signal.SIGINT)
   results = slow_link_report.Results(experiment, probed, measurements)
   print(slow_link_report.as_text(results))
   if values.json:

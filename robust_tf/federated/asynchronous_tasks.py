@@ -5,18 +5,16 @@ is passed over, so serials ascend, with gaps. A task that is given up makes
 room for another one, and is still awaited: its push counts if it comes.
 """
 
-from collections.abc import Callable
 from collections.abc import Mapping
 from collections.abc import Sequence
 
 import numpy as np
 
 from robust_tf.federated import server
+from robust_tf.federated.sampling import Sample
 from robust_tf.federated.tasks import DeviceTasks
 from robust_tf.federated.tasks import Push
 from robust_tf.federated.tasks import Task
-
-Sample = Callable[[int, int, int, int], Sequence[int]]
 
 
 class AsynchronousTasks:

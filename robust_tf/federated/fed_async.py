@@ -17,8 +17,8 @@ import numpy as np
 
 from robust_tf.federated import server
 from robust_tf.federated.asynchronous_tasks import AsynchronousTasks
-from robust_tf.federated.asynchronous_tasks import Sample
 from robust_tf.federated.sampling import permutation
+from robust_tf.federated.sampling import Sample
 from robust_tf.federated.server import Receipt
 from robust_tf.federated.staleness import constant
 from robust_tf.federated.staleness import Staleness

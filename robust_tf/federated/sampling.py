@@ -5,8 +5,12 @@ and nothing needs to be kept.
 """
 
 from collections.abc import Callable
+from collections.abc import Sequence
 
 import numpy as np
+
+# Draws some of n devices, all different: of n, how many, the round, the seed.
+Sample = Callable[[int, int, int, int], Sequence[int]]
 
 # Sets the streams of random numbers apart from each other.
 _PERMUTATION, _UNIFORM = 5, 6
@@ -50,7 +54,7 @@ def uniform(
   return rng.choice(num_devices, count, replace=False).tolist()
 
 
-SAMPLINGS: dict[str, Callable[[int, int, int, int], list[int]]] = {
+SAMPLINGS: dict[str, Sample] = {
   "permutation": permutation,
   "uniform": uniform,
 }

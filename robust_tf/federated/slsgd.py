@@ -24,6 +24,7 @@ import numpy as np
 
 from robust_tf.federated import server
 from robust_tf.federated.sampling import permutation
+from robust_tf.federated.sampling import Sample
 from robust_tf.federated.server import Receipt
 from robust_tf.federated.tasks import DeviceTasks
 from robust_tf.federated.tasks import Push
@@ -31,7 +32,6 @@ from robust_tf.federated.tasks import Task
 
 Update = Sequence[np.ndarray]
 Aggregator = Callable[[list[Update]], Update]
-Sample = Callable[[int, int, int, int], Sequence[int]]
 # Updates and the devices that sent them, and the version of the model.
 Attack = Callable[[list[Update], Sequence[int], int], list[Update]]
 

@@ -24,8 +24,8 @@ import numpy as np
 from robust_tf.aggregators.zeno import zeno_plus_plus
 from robust_tf.federated import server
 from robust_tf.federated.asynchronous_tasks import AsynchronousTasks
-from robust_tf.federated.asynchronous_tasks import Sample
 from robust_tf.federated.sampling import permutation
+from robust_tf.federated.sampling import Sample
 from robust_tf.federated.server import Receipt
 from robust_tf.federated.tasks import DeviceTasks
 from robust_tf.federated.tasks import Push

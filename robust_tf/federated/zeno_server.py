@@ -1,7 +1,7 @@
 """What servers with examples of their own judge updates by.
 
 Each round, or each time that a gradient is computed anew, the server draws
-fresh examples, as `batches.validation_examples` does: by the seed and the
+fresh examples, as `validation_examples` does: by the seed and the
 version alone, so that a run which goes on draws what it would have drawn. The
 model is called in inference mode, at the server's weights and not at those of
 its variables, and changes nothing.
@@ -18,7 +18,7 @@ import numpy as np
 import tensorflow as tf
 
 from robust_tf.aggregators.zeno import zeno
-from robust_tf.training.batches import validation_examples
+from robust_tf.federated.validation_examples import validation_examples
 
 Weights = Sequence[np.ndarray]
 Loss = Callable[[tf.Tensor, tf.Tensor], tf.Tensor]

@@ -13,10 +13,10 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from robust_tf.federated.validation_examples import validation_examples
 from robust_tf.training.data import Dataset
 
-# Sets the streams of random numbers apart from each other.
-_WORKERS, _VALIDATION = 0, 1
+_WORKERS = 0  # sets the stream of random numbers apart from others
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -91,27 +91,6 @@ class WorkerBatches:
   def _order(self, worker: int, number: int, size: int) -> np.ndarray:
     rng = np.random.default_rng([self.seed, _WORKERS, worker, number])
     return rng.permutation(size)
-
-
-def validation_examples(
-  num_examples: int, batch_size: int, seed: int, step: int
-) -> np.ndarray:
-  """Returns the examples of the server's own batch at a step.
-
-  Drawn anew at each step from all training examples, as Zeno's are (Xie,
-  Koyejo and Gupta, ICML 2019, Definition 2).
-
-  Args:
-    num_examples: how many there are to draw from.
-    batch_size: how many are drawn, each once at most.
-    seed: of the draws.
-    step: 0 is the first.
-
-  Returns:
-    Indices `[batch_size]`.
-  """
-  rng = np.random.default_rng([seed, _VALIDATION, step])
-  return rng.choice(num_examples, batch_size, replace=False)
 
 
 def validation_batches(

@@ -112,6 +112,24 @@ def end(processes: Sequence[subprocess.Popen]) -> None:
         process.wait(timeout=max(0.0, deadline - time.monotonic()))
 
 
+def end_with_parent(code: int) -> None:
+  """Has this process end when its standard input does.
+
+  So it ends, however the one ended that started it with a pipe for its input
+  and writes nothing there.
+
+  Args:
+    code: its exit code then.
+  """
+
+  def wait() -> None:
+    while os.read(0, 1):
+      pass
+    os._exit(code)
+
+  threading.Thread(target=wait, daemon=True).start()
+
+
 def exit_code(process: subprocess.Popen) -> int | None:
   """Returns its exit code, 128 + the signal if killed; None if it runs."""
   code = process.poll()

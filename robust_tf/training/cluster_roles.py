@@ -17,6 +17,7 @@ from robust_tf.training.data import load
 from robust_tf.training.parts import make_parts
 from robust_tf.training.settings import Settings
 from robust_tf.training.supervisor import Supervisor
+from robust_tf.training.uninterrupted import interrupt
 
 _MEMBER = "robust_tf.training.cluster_member"
 
@@ -92,9 +93,3 @@ def serve(task: ClusterTask, settings: Settings) -> NoReturn:
       f" {task.cluster[task.job][task.index]}: {str(error).splitlines()[0]}"
     ) from None
   raise AssertionError("a server returned")
-
-
-def interrupt(number, frame) -> None:
-  """Ends what this process does as Ctrl-C does: a handler of signals."""
-  del frame
-  raise KeyboardInterrupt(number)

@@ -12,6 +12,7 @@ import os
 from collections.abc import Mapping
 
 from robust_tf.training.process import config_entry
+from robust_tf.training.process import parse_config
 
 CHIEF, PS, WORKER = "chief", "ps", "worker"
 _JOBS = (CHIEF, PS, WORKER)
@@ -61,12 +62,7 @@ def this_task(environment: Mapping[str, str] = os.environ) -> ClusterTask:
       f" process, such as {_EXAMPLE}; or --local_cluster=workers:2,ps:1, which"
       " starts processes on this machine"
     )
-  try:
-    return _parse(json.loads(text))
-  except ValueError as error:
-    raise ValueError(
-      f"TF_CONFIG={text} is not as it must be: {error}; an example: {_EXAMPLE}"
-    ) from None
+  return parse_config(text, _parse, _EXAMPLE)
 
 
 def _parse(config) -> ClusterTask:

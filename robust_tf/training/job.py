@@ -18,10 +18,10 @@ from robust_tf.aggregation_report import AggregationReport
 from robust_tf.communication_report import CommunicationReport
 from robust_tf.distribute.validation_loss import ValidationLoss
 from robust_tf.distribute.vectorized_workers import VectorizedWorkers
+from robust_tf.federated.validation_examples import validation_examples
 from robust_tf.optimizers.robust import RobustOptimizer
 from robust_tf.training import experiment
 from robust_tf.training import output
-from robust_tf.training.batches import validation_examples
 from robust_tf.training.batches import WorkerBatches
 from robust_tf.training.checkpoints import Checkpoints
 from robust_tf.training.data import Dataset

@@ -178,17 +178,9 @@ def _batches(
 def _bear_with_losses() -> None:
   """Keeps TensorFlow from writing about processes that are gone.
 
-  That a worker is lost is no error: another one does its tasks. And a thread
-  whose parameter server is lost cannot end its work as it would.
+  That a worker is lost is no error: another one does its tasks.
   """
   logging.getLogger("tensorflow").setLevel(logging.CRITICAL)
-  hook = sys.unraisablehook
-
-  def unless_of_executor(unraisable) -> None:
-    if getattr(unraisable.object, "__qualname__", "") != "Executor.__del__":
-      hook(unraisable)
-
-  sys.unraisablehook = unless_of_executor
 
 
 @contextlib.contextmanager

@@ -7,6 +7,7 @@ it would wait for in vain, or fail on without saying why, is found here first.
 import dataclasses
 import json
 import os
+from collections.abc import Callable
 from collections.abc import Mapping
 
 _EXAMPLE = (
@@ -51,12 +52,7 @@ def this_process(
       f" such as {_EXAMPLE}; python -m tools.local_cluster sets it for"
       " processes on one machine"
     )
-  try:
-    return _parse(json.loads(text))
-  except ValueError as error:
-    raise ValueError(
-      f"TF_CONFIG={text} is not as it must be: {error}; an example: {_EXAMPLE}"
-    ) from None
+  return parse_config(text, _parse, _EXAMPLE)
 
 
 def _parse(config) -> Process:
@@ -80,6 +76,25 @@ def _parse(config) -> Process:
     index=index,
     is_chief=kind == "chief" or ("chief" not in jobs and index == 0),
   )
+
+
+def parse_config(text: str, parse: Callable, example: str):
+  """Returns what a function makes of TF_CONFIG.
+
+  Args:
+    text: of the variable.
+    parse: of its content; raises ValueError where that is not as it must be.
+    example: of what it must be.
+
+  Raises:
+    ValueError: it is no JSON, or not as it must be.
+  """
+  try:
+    return parse(json.loads(text))
+  except ValueError as error:
+    raise ValueError(
+      f"TF_CONFIG={text} is not as it must be: {error}; an example: {example}"
+    ) from None
 
 
 def config_entry(config, key: str, kind: type):

@@ -1,4 +1,4 @@
-"""Lets a part of a program end that must not be left half done."""
+"""Ends a program when it is told to, and not half-way through a part of it."""
 
 import contextlib
 import signal
@@ -30,3 +30,9 @@ def uninterrupted() -> Iterator[None]:
       signal.signal(number, handler)
     if received:
       signal.raise_signal(received[0])
+
+
+def interrupt(number, frame) -> None:
+  """Ends what this process does as Ctrl-C does: a handler of signals."""
+  del frame
+  raise KeyboardInterrupt(number)

@@ -16,8 +16,8 @@ from robust_tf.federated.events import ACCEPTED
 from robust_tf.federated.events import Event
 from robust_tf.federated.tasks import DeviceTasks
 from robust_tf.federated.tasks import Task
+from robust_tf.federated.validation_examples import validation_examples
 from robust_tf.training import child_processes
-from robust_tf.training.batches import validation_examples
 from tests.robust_tf import oracles
 
 CLASSES, FEATURES, EXAMPLES = 3, 5, 200

@@ -9,11 +9,11 @@ import pytest
 from robust_tf import aggregators
 from robust_tf.federated.local_training import exchanged_variables
 from robust_tf.federated.slsgd import SLSGD
+from robust_tf.federated.validation_examples import validation_examples
 from robust_tf.federated.zeno_plus_plus import ZenoPlusPlus
 from robust_tf.federated.zeno_server import ServerExamples
 from robust_tf.federated.zeno_server import validation_gradient
 from robust_tf.federated.zeno_server import zeno_on_server
-from robust_tf.training.batches import validation_examples
 from tests.robust_tf import oracles
 from tests.robust_tf.fake_devices import assert_close
 from tests.robust_tf.fake_devices import device_tasks
