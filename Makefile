@@ -13,8 +13,6 @@ PROCESS_TESTS := $(patsubst %,tests/robust_tf/%_test.py,multi_worker \
 # TensorFlow logs while it is loaded, whatever it is told: shown on failure.
 QUIETLY = 2> $(DEMO)/log || { cat $(DEMO)/log; exit 1; }
 
-export TF_CPP_MIN_LOG_LEVEL ?= 2
-
 .DELETE_ON_ERROR:
 .PHONY: test test-all demo install clean
 
