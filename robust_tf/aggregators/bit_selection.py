@@ -13,7 +13,6 @@ The cost is about that of a sorting network of 64 rows, however many they are.
 
 import functools
 from collections.abc import Callable
-from collections.abc import Sequence
 
 import tensorflow as tf
 
@@ -23,28 +22,23 @@ _SIGN = 1 << (_BITS - 1)
 _INTEGER = {tf.float32: tf.int32, tf.float64: tf.int64}
 
 
-def order_statistics(
-  values: tf.Tensor, ranks: Sequence[int | tf.Tensor]
-) -> list[tf.Tensor]:
-  """Returns the values [d] of some ranks, 0 the least.
+def order_statistic(values: tf.Tensor, rank: int | tf.Tensor) -> tf.Tensor:
+  """Returns the values [d] of a rank, 0 the least.
 
   Args:
-    values: [groups, rows of a group, d], float32 or float64, without NaN; no
-      more than 2^15 - 1 rows.
-    ranks: numbers, or tensors [d] int16.
+    values: [groups, rows of a group, d], float32 or float64, without NaN; fewer
+      than 2^15 rows.
+    rank: a number, or a tensor [d] int16.
   """
   integers = _ordered_integers(values)
-  found = [None] * len(ranks)  # the high bits of each answer
+  found = None  # the high bits of the answer
   for shift in range(integers.dtype.size * 8 - _BITS, -1, -_BITS):
     rest = tf.bitwise.right_shift(integers, shift)
     # The middle of what begins with the bits that are found.
-    middles = [0 if x is None else x * (1 << _BITS) + _SIGN for x in found]
-    digits = [_digits(rest, middle) for middle in middles]
-    found = [
-      tf.cast(digit, integers.dtype) + middle
-      for digit, middle in zip(_bisected(digits, ranks), middles, strict=True)
-    ]
-  return [_values(x, values.dtype) for x in found]
+    middle = 0 if found is None else found * (1 << _BITS) + _SIGN
+    digit = _bisected(_digits(rest, middle), rank)
+    found = tf.cast(digit, integers.dtype) + middle
+  return _values(found, values.dtype)
 
 
 def totals(values: tf.Tensor, terms: Callable) -> list[tf.Tensor]:
@@ -95,29 +89,19 @@ def _folded(function, start, values: tf.Tensor, terms: Callable):
   )[1:]
 
 
-def _bisected(
-  digits: Sequence[tf.Tensor], ranks: Sequence[int | tf.Tensor]
-) -> Sequence[tf.Tensor]:
-  """Returns the digit [d] of each rank among the digits of that rank."""
+def _bisected(digits: tf.Tensor, rank: int | tf.Tensor) -> tf.Tensor:
+  """Returns the digits [d] of a rank."""
   least = tf.constant(_DIGIT.min, _DIGIT)
 
-  def next_bit(bit, *lows):
-    candidates = [low + bit for low in lows]
-    lower = [
-      totals(digit, lambda row, x=x: [tf.cast(row < x, _DIGIT)])[0]
-      for digit, x in zip(digits, candidates, strict=True)
-    ]
-    lows = [
-      tf.where(count <= rank, candidate, low)
-      for count, rank, candidate, low in zip(
-        lower, ranks, candidates, lows, strict=True
-      )
-    ]
-    return tf.bitwise.right_shift(bit, 1) & _DIGIT.max, *lows
+  def next_bit(bit, low):
+    candidate = low + bit
+    (lower,) = totals(digits, lambda row: [tf.cast(row < candidate, _DIGIT)])
+    low = tf.where(lower <= rank, candidate, low)
+    return tf.bitwise.right_shift(bit, 1) & _DIGIT.max, low
 
   # Adding -2^15 to the least digit wraps round to 0: the sign is a bit too.
-  lows = [tf.fill(digits[0].shape[2:], least)] * len(ranks)
-  return tf.while_loop(lambda bit, *_: bit != 0, next_bit, (least, *lows))[1:]
+  low = tf.fill(digits.shape[2:], least)
+  return tf.while_loop(lambda bit, _: bit != 0, next_bit, (least, low))[1]
 
 
 def _digits(integers: tf.Tensor, middle: tf.Tensor | int) -> tf.Tensor:

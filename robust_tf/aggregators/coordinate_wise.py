@@ -19,6 +19,7 @@ import tensorflow as tf
 from robust_tf.aggregators.rows import FewRows
 from robust_tf.aggregators.rows import ManyRows
 from robust_tf.aggregators.rows import MOST_OF_FEW
+from robust_tf.aggregators.rows import MOST_OF_MANY
 from robust_tf.aggregators.rows import Rows
 from robust_tf.aggregators.updates import accumulation_dtype
 from robust_tf.aggregators.updates import Block
@@ -55,11 +56,13 @@ def map_coordinates(
 
   Raises:
     TypeError, ValueError: updates in none of the forms.
-    ValueError: more than 32,767 updates.
+    ValueError: more than 32,704 updates.
   """
   n = num_workers(updates)
-  if n > tf.int16.max:
-    raise ValueError(f"{n} updates: rules by rank take no more than 32767")
+  if n > MOST_OF_MANY:
+    raise ValueError(
+      f"{n} updates: rules by rank take no more than {MOST_OF_MANY}"
+    )
   blocks = to_blocks(updates)
 
   def apply(function, *args):

@@ -25,6 +25,10 @@ from robust_tf.aggregators import sorting_network
 # MeaMed as one takes 5 seconds for 64 rows and minutes for 96.
 MOST_OF_FEW = 64
 
+# More, with what fills up their last group, would be too many to be counted in
+# 16 bits.
+MOST_OF_MANY = 2**15 - MOST_OF_FEW
+
 # The most rows that are sorted by a network: 160 compile in 5 seconds, and of
 # 200 the compiler makes code that runs a hundred times slower.
 _MOST_OF_NETWORK = 128
@@ -97,7 +101,7 @@ class ManyRows:
 
   Attributes:
     values: [groups, rows of a group, d], without NaN; +inf after n rows.
-    num_rows: n, fewer than 2^15.
+    num_rows: n <= MOST_OF_MANY.
   """
 
   values: tf.Tensor
@@ -127,7 +131,7 @@ class ManyRows:
     """Returns the values [d] of one rank, 0 the least."""
     if self._fit_a_network:
       return self._listed.order_statistic(rank)
-    return bit_selection.order_statistics(self.values, [rank])[0]
+    return bit_selection.order_statistic(self.values, rank)
 
   def total_of_ranks(self, start: int, stop: int) -> tf.Tensor:
     """Returns the sums [d] of the values of ranks start <= rank < stop."""
@@ -135,7 +139,8 @@ class ManyRows:
       return self._listed.total_of_ranks(start, stop)
     if stop <= start + 2:
       return self._total_of_neighbors(start, stop)
-    low, high = bit_selection.order_statistics(self.values, [start, stop - 1])
+    low = self.order_statistic(start)
+    high = self.order_statistic(stop - 1)
     zero, one = tf.zeros_like(low), tf.ones_like(low)
 
     def terms(row):
@@ -181,8 +186,10 @@ class ManyRows:
         tf.cast(tf.math.is_finite(row), tf.int16),
       )
     )
-    ranks = num_low + (num_finite - 1) // 2, num_low + num_finite // 2
-    low, high = bit_selection.order_statistics(self.values, ranks)
+    low, high = (
+      bit_selection.order_statistic(self.values, num_low + rank)
+      for rank in ((num_finite - 1) // 2, num_finite // 2)
+    )
     return tf.where(num_finite > 0, low / 2 + high / 2, float("nan"))
 
   @property
