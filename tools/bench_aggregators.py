@@ -30,7 +30,7 @@ from absl import flags
 from rich.table import Table
 
 _SIZES = ((10, 1_000_000), (16, 1_000_000), (20, 1_000_000), (50, 1_000_000))
-_MANY = ((64, 1_000_000), (65, 1_000_000), (100, 1_000_000), (128, 1_000_000))
+_MANY = tuple((n, 1_000_000) for n in (64, 65, 100, 128, 256))
 _REPETITIONS = 10
 
 # What the other libraries run: the same protocol, one process each.

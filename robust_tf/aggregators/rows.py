@@ -29,8 +29,9 @@ MOST_OF_FEW = 64
 # 16 bits.
 MOST_OF_MANY = 2**15 - MOST_OF_FEW
 
-# The most rows that are sorted by a network: 160 compile in 5 seconds, and of
-# 200 the compiler makes code that runs a hundred times slower.
+# The most rows that are sorted by a network. A loop of some 3,600 operations (a
+# trimmed mean of 150 rows, a median of 170) XLA cuts into functions, of which
+# the code is not vectorized, and a hundred times slower.
 _MOST_OF_NETWORK = 128
 
 _sum = functools.partial(functools.reduce, tf.add)
@@ -58,7 +59,7 @@ class FewRows:
 
   def map(self, function: Callable) -> "FewRows":
     """Returns the rows that an elementwise function makes of these."""
-    return FewRows([function(row) for row in self.values])
+    return FewRows.of([function(row) for row in self.values])
 
   def order_statistic(self, rank: int) -> tf.Tensor:
     """Returns the values [d] of one rank, 0 the least."""
@@ -100,12 +101,12 @@ class ManyRows:
   """Rows of a tensor, in groups.
 
   Attributes:
-    values: [groups, rows of a group, d], without NaN; +inf after n rows.
-    num_rows: n <= MOST_OF_MANY.
+    rows: [n, d] with n <= MOST_OF_MANY; may hold NaN.
+    values: the same as [groups, rows of a group, d]; +inf after n rows.
   """
 
+  rows: tf.Tensor
   values: tf.Tensor
-  num_rows: int
 
   @classmethod
   def of(cls, rows: tf.Tensor) -> "ManyRows":
@@ -115,8 +116,13 @@ class ManyRows:
     size = -(-n // num_groups)
     # Joined, not padded: `tf.vectorized_map` of TensorFlow 2.21 pads with 0.
     rest = tf.fill([num_groups * size - n, d], _infinity(rows))
-    values = tf.concat([_without_nan(rows), rest], axis=0)
-    return cls(tf.reshape(values, [num_groups, size, d]), n)
+    values = tf.concat([rows, rest], axis=0)
+    return cls(rows, tf.reshape(values, [num_groups, size, d]))
+
+  @property
+  def num_rows(self) -> int:
+    """The number of rows, n."""
+    return self.rows.shape[0]
 
   def map(self, function: Callable) -> "ManyRows":
     """Returns the rows that an elementwise function makes of these.
@@ -125,13 +131,15 @@ class ManyRows:
     """
     # A loop, so that what the function refers to is computed once: twice, in
     # two places, it might be rounded in two ways.
-    return ManyRows(tf.map_fn(function, self.values), self.num_rows)
+    values = tf.map_fn(lambda x: function(_without_nan(x)), self.values)
+    rows = tf.reshape(values, [-1, values.shape[-1]])[: self.num_rows]
+    return ManyRows(rows, values)
 
   def order_statistic(self, rank: int) -> tf.Tensor:
     """Returns the values [d] of one rank, 0 the least."""
     if self._fit_a_network:
       return self._listed.order_statistic(rank)
-    return bit_selection.order_statistic(self.values, rank)
+    return bit_selection.order_statistic(_without_nan(self.values), rank)
 
   def total_of_ranks(self, start: int, stop: int) -> tf.Tensor:
     """Returns the sums [d] of the values of ranks start <= rank < stop."""
@@ -173,7 +181,10 @@ class ManyRows:
 
     The terms of a row +inf have to be 0, unless such values do not matter.
     """
-    return bit_selection.totals(self.values, terms)
+    # Each pass replaces NaN anew: rows without would have to be written down.
+    return bit_selection.totals(
+      self.values, lambda row: terms(_without_nan(row))
+    )
 
   def median_of_finite(self) -> tf.Tensor:
     """Returns the median [d] of the finite values, NaN where there are none."""
@@ -186,8 +197,9 @@ class ManyRows:
         tf.cast(tf.math.is_finite(row), tf.int16),
       )
     )
+    values = _without_nan(self.values)
     low, high = (
-      bit_selection.order_statistic(self.values, num_low + rank)
+      bit_selection.order_statistic(values, num_low + rank)
       for rank in ((num_finite - 1) // 2, num_finite // 2)
     )
     return tf.where(num_finite > 0, low / 2 + high / 2, float("nan"))
@@ -198,9 +210,8 @@ class ManyRows:
 
   @property
   def _listed(self) -> FewRows:
-    num_groups, size, d = self.values.shape
-    rows = tf.unstack(tf.reshape(self.values, [num_groups * size, d]))
-    return FewRows(rows[: self.num_rows])
+    # Not of the groups, which need not be made where a network will do.
+    return FewRows.of(tf.unstack(self.rows))
 
 
 Rows = FewRows | ManyRows

@@ -141,6 +141,17 @@ def test_median_of_finite_leaves_out_all_others(n, rows):
   np.testing.assert_allclose(found, median_of_finite(values), rtol=1e-12)
 
 
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("rows", [few, many])
+def test_nan_is_ranked_as_the_greatest(rows, dtype):
+  nan, inf = np.nan, np.inf
+  values = np.array([[3, nan], [inf, 1], [nan, 2], [-inf, 5]], dtype)
+  ordered = [[-inf, 1], [3, 2], [inf, 5], [inf, inf]]
+  for rank, expected in enumerate(ordered):
+    found = answer(rows, lambda x, k=rank: x.order_statistic(k), values)
+    np.testing.assert_array_equal(found, np.array(expected, dtype))
+
+
 @pytest.mark.parametrize("rows", [few, many])
 def test_rows_that_a_function_makes_are_ranked(rows):
   values = np.random.default_rng(0).normal(size=(67, 4)).astype(np.float32)
