@@ -11,7 +11,9 @@ import queue
 import re
 import threading
 import time
+from collections.abc import Callable
 from collections.abc import Sequence
+from concurrent import futures
 
 import numpy as np
 import tensorflow as tf
@@ -48,6 +50,8 @@ class RemoteDevices:
     coordinator: tf.distribute.coordinator.ClusterCoordinator,
     local_training: LocalTraining,
     data: DeviceData,
+    *,
+    server_timeout_s: float = 60.0,
   ):
     """Sends the work and the examples to the workers.
 
@@ -57,9 +61,12 @@ class RemoteDevices:
       coordinator: of the cluster.
       local_training: what a device does.
       data: the examples of all devices.
+      server_timeout_s: how long a parameter server may take to answer; then it
+        counts as lost.
     """
     self.gives_update = local_training.gives_update
     self._coordinator = coordinator
+    self._server_timeout_s = server_timeout_s
     self._published = PublishedModel(local_training.specs)
     inputs, labels = tf.constant(data.inputs), tf.constant(data.labels)
 
@@ -83,12 +90,10 @@ class RemoteDevices:
     """Makes a model the one that tasks start from.
 
     Raises:
-      ParameterServerLostError: a parameter server cannot be reached.
+      ParameterServerLostError: a parameter server cannot be reached, or does
+        not answer.
     """
-    try:
-      self._published.write(weights, version)
-    except tf.errors.OpError as error:
-      raise _lost(error) from error
+    self._ask_servers(self._published.write, weights, version)
 
   def start(self, task: Task) -> None:
     """Has a task done by the next worker that is free; returns at once."""
@@ -111,7 +116,8 @@ class RemoteDevices:
       timeout_s: how long to wait; None for as long as it takes.
 
     Raises:
-      ParameterServerLostError: a parameter server cannot be reached.
+      ParameterServerLostError: a parameter server cannot be reached, or does
+        not answer.
       RuntimeError: a device's work cannot be done.
     """
     deadline = np.inf if timeout_s is None else time.monotonic() + timeout_s
@@ -160,11 +166,29 @@ class RemoteDevices:
     self._arrivals.put((task, result))
 
   def _check_published(self) -> None:
+    self._ask_servers(self._published.check)
+    self._heard = time.monotonic()
+
+  def _ask_servers(self, call: Callable, *args) -> None:
+    """Calls what ends when all parameter servers have answered."""
+    answer: futures.Future[None] = futures.Future()
+
+    def ask():
+      try:
+        answer.set_result(call(*args))
+      except Exception as error:  # whatever it is, the other thread is told
+        answer.set_exception(error)
+
+    # It would wait for a server that hangs for ever, and the process for it.
+    threading.Thread(target=ask, daemon=True).start()
     try:
-      self._published.check()
+      answer.result(self._server_timeout_s)
+    except TimeoutError:
+      raise ParameterServerLostError(
+        f"a parameter server has not answered for {self._server_timeout_s:g} s"
+      ) from None
     except tf.errors.OpError as error:
       raise _lost(error) from error
-    self._heard = time.monotonic()
 
 
 class _Work:

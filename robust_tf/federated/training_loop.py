@@ -19,7 +19,7 @@ from robust_tf.federated.tasks import Task
 
 
 class ParameterServerLostError(RuntimeError):
-  """A process that holds the published model is gone.
+  """A process that holds the published model is gone, or hangs.
 
   This process cannot reach another in its place: the run goes on in a new one,
   from its latest checkpoint.
@@ -43,7 +43,7 @@ class Devices(Protocol):
     """Makes a model the one that tasks start from.
 
     Raises:
-      ParameterServerLostError: it cannot be reached any more.
+      ParameterServerLostError: it cannot be had any more.
     """
 
   def start(self, task: Task) -> None:

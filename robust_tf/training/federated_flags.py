@@ -286,6 +286,7 @@ def define_cluster_flags(values: flags.FlagValues) -> None:
     "cluster_timeout_s",
     None,
     "With --strategy=parameter_server: how long the coordinator waits for the"
-    " other processes to answer. Default: 60.",
+    " other processes to answer at the start, and for parameter servers later."
+    " Default: 60.",
     **group,
   )

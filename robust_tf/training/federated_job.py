@@ -222,7 +222,12 @@ def prepare(
   local_training = experiment.make_local_training(settings, model, server)
   data = experiment.make_data(dataset)
   if coordinator:
-    devices = RemoteDevices(coordinator, local_training, data)
+    devices = RemoteDevices(
+      coordinator,
+      local_training,
+      data,
+      server_timeout_s=settings.cluster_timeout_s,
+    )
   else:
     devices = SimulatedDevices(
       local_training,

@@ -141,10 +141,10 @@ def _finish(job) -> int:
   try:
     with StepProgress(job.settings.steps, job.quiet) as progress:
       job.train(progress)
-  except ParameterServerLostError:
+  except ParameterServerLostError as error:
     print(
-      "robust-train: a parameter server cannot be reached any more; started"
-      " again with it, the coordinator goes on from its latest checkpoint",
+      f"robust-train: {error}; started again with it, the coordinator goes on"
+      " from its latest checkpoint",
       file=sys.stderr,
       flush=True,
     )

@@ -1,8 +1,8 @@
 """Runs a cluster on this machine, and starts again what dies.
 
 A worker that died is started again, and gets tasks again; its own are done by
-others. When a parameter server or the coordinator died, both are started again
-and the run goes on from its latest checkpoint.
+others. When a parameter server died or hangs, or the coordinator died, both are
+started again and the run goes on from its latest checkpoint.
 """
 
 import contextlib
@@ -141,19 +141,29 @@ class Supervisor:
     return True
 
   def _start_coordinator_again(self, lost: Sequence[Member]) -> bool:
-    """Starts parameter servers that died, and then the coordinator."""
+    """Starts parameter servers that were lost, and then the coordinator."""
     # It ends by itself when a server is gone; until then it must not meet one
     # in its place that knows nothing.
+    chief = self._processes[_CHIEF]
     with contextlib.suppress(subprocess.TimeoutExpired):
-      self._processes[_CHIEF].wait(timeout=_NOTICE_S)
-    child_processes.end([self._processes[_CHIEF]])
+      chief.wait(timeout=_NOTICE_S)
+    child_processes.end([chief])
     servers = [member for member in lost if member != _CHIEF]
+    if not servers and chief.returncode == TRY_AGAIN:
+      servers = self._end_parameter_servers()
     if servers:
       if not all(self._start_again(member) for member in servers):
         return False
       self._start(_CHIEF)
       return True
     return self._start_again(_CHIEF)
+
+  def _end_parameter_servers(self) -> list[Member]:
+    """Ends those of which one hangs, nobody knows which; returns them."""
+    servers = [member for member in self._members if member[0] == PS]
+    _say("a parameter server does not answer: they are ended")
+    child_processes.end([self._processes[member] for member in servers])
+    return servers
 
   def _give_up(self, member: Member) -> int:
     """Says what died too often; returns the run's exit code."""

@@ -20,6 +20,7 @@ from tests.robust_tf import federated_replay as replay
 
 DEVICES_PER_ROUND = 4
 LOST = 3  # the exit code when a parameter server is
+SERVER_TIMEOUT_S = 10
 
 
 def device_tasks() -> federated.DeviceTasks:
@@ -31,7 +32,9 @@ def main(addresses: str, path: str, versions: str) -> int:
   """Runs rounds; returns the exit code."""
   coordinator = parameter_server.connect(json.loads(addresses), timeout_s=60)
   training = cluster.local_training(cluster.make_model(), gives_update=True)
-  devices = federated.RemoteDevices(coordinator, training, cluster.data())
+  devices = federated.RemoteDevices(
+    coordinator, training, cluster.data(), server_timeout_s=SERVER_TIMEOUT_S
+  )
   server = federated.SLSGD(
     replay.INITIAL, device_tasks(), devices_per_round=DEVICES_PER_ROUND
   )

@@ -1,4 +1,4 @@
-"""A parameter server that is lost ends a process, not the run."""
+"""A parameter server that is lost, or hangs, ends a process, not the run."""
 
 import json
 import os
@@ -65,19 +65,30 @@ def uninterrupted(versions):
   return x
 
 
-def test_run_goes_on_in_a_new_process_as_if_nothing_had_happened(tmp_path):
+@pytest.mark.parametrize(
+  ("loss", "told"),
+  [
+    ("kill", "parameter server 0 cannot be reached any more"),
+    ("stop", "a parameter server has not answered for 10 s"),
+  ],
+)
+def test_run_goes_on_in_a_new_process_as_if_nothing_had_happened(
+  tmp_path, loss, told
+):
   state = tmp_path / "state"
   with federated_servers.run(num_workers=2, num_servers=1) as servers:
 
     def lose(line):
       if line == f"round {LOST_AT}\n":
-        servers.kill("ps", 0)
+        getattr(servers, loss)("ps", 0)
 
     code, output = run(servers.cluster, state, 10**6, lose)
     assert code == federated_rounds.LOST, output[-4000:]
-    assert "lost: parameter server 0 cannot be reached any more" in output
+    assert f"lost: {told}" in output
     done = pickle.loads(state.read_bytes())[0]["version"]
     assert done >= LOST_AT
+    if loss == "stop":
+      servers.kill("ps", 0)
     servers.start("ps", 0)
     code, output = run(servers.cluster, state, done + ROUNDS)
     assert code == 0, output[-4000:]

@@ -143,6 +143,31 @@ else:
   check_none_is_left(directory)
 
 
+def test_parameter_servers_that_hang_are_started_again(directory, capfd):
+  script = f"""
+if name == "chief_0" and starts == 1:
+  wait_for("ready")
+  sys.exit({TRY_AGAIN})
+elif name == "chief_0":
+  wait_for("is_back")
+elif name == "ps_0" and starts == 1:
+  signal.signal(signal.SIGTERM, signal.SIG_IGN)
+  open("ready", "w")
+  os.kill(os.getpid(), signal.SIGSTOP)
+elif name == "ps_0":
+  open("is_back", "w")
+  serve()
+else:
+  serve()
+"""
+  assert supervise(script) == 0
+  counts = {name: len(x) for name, x in pids(directory).items()}
+  assert counts == {"chief_0": 2, "ps_0": 2, "worker_0": 1, "worker_1": 1}
+  error = capfd.readouterr().err
+  assert "a parameter server does not answer: they are ended" in error
+  check_none_is_left(directory)
+
+
 def test_coordinator_that_was_killed_is_started_again(directory):
   script = """
 if name != "chief_0":
