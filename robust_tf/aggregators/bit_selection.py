@@ -8,7 +8,7 @@ which a register holds most, in two steps for float32 and four for float64.
 Once the high bits of the answer are known, a value with lower high bits counts
 as the least there is and one with higher as the greatest.
 
-The cost is about that of a sorting network of 64 rows, however many they are.
+What a row costs does not depend on how many there are.
 """
 
 import functools

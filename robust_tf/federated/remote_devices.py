@@ -179,7 +179,7 @@ class RemoteDevices:
       except Exception as error:  # whatever it is, the other thread is told
         answer.set_exception(error)
 
-    # It would wait for a server that hangs for ever, and the process for it.
+    # No answer comes of a server that hangs, and no process waits for a daemon.
     threading.Thread(target=ask, daemon=True).start()
     try:
       answer.result(self._server_timeout_s)
