@@ -120,7 +120,16 @@ else:
   check_none_is_left(directory)
 
 
-def test_coordinator_is_started_again_after_its_parameter_server(directory):
+@pytest.mark.parametrize(
+  ("loss", "told"),
+  [
+    ("SIGKILL", "parameter server 0 was killed by SIGKILL, and is started"),
+    ("SIGSTOP", "a parameter server does not answer: they are ended"),
+  ],
+)
+def test_coordinator_is_started_again_after_its_parameter_server(
+  directory, capfd, loss, told
+):
   script = f"""
 if name == "chief_0" and starts == 1:
   wait_for("lost")
@@ -128,9 +137,10 @@ if name == "chief_0" and starts == 1:
 elif name == "chief_0":
   wait_for("is_back")
 elif name == "ps_0" and starts == 1:
+  signal.signal(signal.SIGTERM, signal.SIG_IGN)
   wait_for("chief_0")
   open("lost", "w")
-  os.kill(os.getpid(), signal.SIGKILL)
+  os.kill(os.getpid(), signal.{loss})
 elif name == "ps_0":
   open("is_back", "w")
   serve()
@@ -140,31 +150,7 @@ else:
   assert supervise(script) == 0
   counts = {name: len(x) for name, x in pids(directory).items()}
   assert counts == {"chief_0": 2, "ps_0": 2, "worker_0": 1, "worker_1": 1}
-  check_none_is_left(directory)
-
-
-def test_parameter_servers_that_hang_are_started_again(directory, capfd):
-  script = f"""
-if name == "chief_0" and starts == 1:
-  wait_for("ready")
-  sys.exit({TRY_AGAIN})
-elif name == "chief_0":
-  wait_for("is_back")
-elif name == "ps_0" and starts == 1:
-  signal.signal(signal.SIGTERM, signal.SIG_IGN)
-  open("ready", "w")
-  os.kill(os.getpid(), signal.SIGSTOP)
-elif name == "ps_0":
-  open("is_back", "w")
-  serve()
-else:
-  serve()
-"""
-  assert supervise(script) == 0
-  counts = {name: len(x) for name, x in pids(directory).items()}
-  assert counts == {"chief_0": 2, "ps_0": 2, "worker_0": 1, "worker_1": 1}
-  error = capfd.readouterr().err
-  assert "a parameter server does not answer: they are ended" in error
+  assert told in capfd.readouterr().err
   check_none_is_left(directory)
 
 
