@@ -21,13 +21,17 @@ import tensorflow as tf
 from robust_tf.aggregators import bit_selection
 from robust_tf.aggregators import sorting_network
 
-# Of more rows, a rule's passes over them are loops of their own: compiling
-# MeaMed as one takes 5 seconds for 64 rows and minutes for 96.
-MOST_OF_FEW = 64
+# Of more rows, a rule's passes over them are loops of their own: MeaMed of 104
+# rows of bfloat16 as one loop is five times slower, for the same reason as what
+# stands at `_MOST_OF_NETWORK`.
+MOST_OF_FEW = 100
+
+# Rows that one turn of a loop over the groups takes.
+_MOST_OF_GROUP = 64
 
 # More, with what fills up their last group, would be too many to be counted in
 # 16 bits.
-MOST_OF_MANY = 2**15 - MOST_OF_FEW
+MOST_OF_MANY = 2**15 - _MOST_OF_GROUP
 
 # The most rows that are sorted by a network. A loop of some 3,600 operations (a
 # trimmed mean of 150 rows, a median of 170) XLA cuts into functions, of which
@@ -71,6 +75,24 @@ class FewRows:
     ranks = range(start, stop)
     return _sum(sorting_network.order_statistics(self.values, ranks))
 
+  def distance_of_nearest(
+    self, center: tf.Tensor, num_nearest: int
+  ) -> tf.Tensor:
+    """Returns how far [d] the last of the nearest values is from a center."""
+    # Once sorted, the nearest are neighbors, of which the first or the last is
+    # the farthest; the compiler sees that the center took the same comparisons.
+    num_left_out = self.num_rows - num_nearest
+    ends = [
+      sorting_network.order_statistics(self.values, range(start, stop))
+      for start, stop in (
+        (0, num_left_out + 1),
+        (num_nearest - 1, self.num_rows),
+      )
+    ]
+    distances = [[tf.abs(row - center) for row in rows] for rows in ends]
+    farthest = map(tf.maximum, *distances)
+    return functools.reduce(tf.minimum, farthest)
+
   def totals(self, terms: Callable) -> list[tf.Tensor]:
     """Returns the sums over the rows of each of the tensors `terms(row)`."""
     sums = zip(*[terms(row) for row in self.values], strict=True)
@@ -112,7 +134,7 @@ class ManyRows:
   def of(cls, rows: tf.Tensor) -> "ManyRows":
     """Returns rows [n, d] that may hold NaN."""
     n, d = rows.shape
-    num_groups = -(-n // MOST_OF_FEW)
+    num_groups = -(-n // _MOST_OF_GROUP)
     size = -(-n // num_groups)
     # Joined, not padded: `tf.vectorized_map` of TensorFlow 2.21 pads with 0.
     rest = tf.fill([num_groups * size - n, d], _infinity(rows))
@@ -175,6 +197,13 @@ class ManyRows:
     (num_low,) = self.totals(lambda row: [tf.cast(row <= low, tf.int16)])
     above = bit_selection.least_above(self.values, low)
     return low + tf.where(num_low > start + 1, low, above)
+
+  def distance_of_nearest(
+    self, center: tf.Tensor, num_nearest: int
+  ) -> tf.Tensor:
+    """Returns how far [d] the last of the nearest values is from a center."""
+    distances = self.map(lambda row: tf.abs(row - center))
+    return distances.order_statistic(num_nearest - 1)
 
   def totals(self, terms: Callable) -> list[tf.Tensor]:
     """Returns the sums over the rows of each of the tensors `terms(row)`.

@@ -164,6 +164,22 @@ def test_rows_that_a_function_makes_are_ranked(rows):
   np.testing.assert_array_equal(found, expected)
 
 
+@pytest.mark.parametrize("rows, n", [(few, 1), (few, 2), (few, 9), (many, 130)])
+def test_distance_of_nearest_is_a_rank_of_the_distances(rows, n):
+  values = hostile(n, 40, "float64")
+  values[np.abs(values) > 1e300] = np.nan
+  center = np.linspace(-3, 3, 40)
+  distances = np.abs(np.where(np.isnan(values), np.inf, values) - center)
+  ordered = np.sort(distances, axis=0)
+  for num_nearest in {1, n // 2 + 1, n}:
+    found = answer(
+      rows,
+      lambda rows, m=num_nearest: rows.distance_of_nearest(center, m),
+      values,
+    )
+    np.testing.assert_array_equal(found, ordered[num_nearest - 1])
+
+
 @pytest.mark.parametrize(
   "question",
   [
