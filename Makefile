@@ -8,8 +8,7 @@ DEMO := demo_output
 PYTEST := $(BIN)/python -m pytest --numprocesses=auto --dist=loadfile
 PROCESS_TESTS := $(patsubst %,tests/robust_tf/%_test.py,multi_worker \
   two_processes training_resume training_local_models local_multi_worker \
-  local_models_two_processes training_cluster federated_cluster \
-  federated_faults federated_server_lost)
+  training_cluster federated_cluster federated_faults federated_server_lost)
 # TensorFlow logs while it is loaded, whatever it is told: shown on failure.
 QUIETLY = 2> $(DEMO)/log || { cat $(DEMO)/log; exit 1; }
 
@@ -21,7 +20,7 @@ test: install
 	$(BIN)/ruff format --check .
 	$(BIN)/python -m tools.check_build
 	$(PYTEST) -m "not slow"
-	# Of the slow ones those whose processes are real, and killed.
+	# Of the slow ones most of those whose processes are real, and killed.
 	$(PYTEST) -m slow $(PROCESS_TESTS)
 
 test-all: install
