@@ -64,7 +64,7 @@ def mean_of_nearest(
   def distance(row):
     return tf.abs(row - center)
 
-  farthest = rows.distance_of_nearest(center, num_nearest)
+  farthest = rows.distance_of_nearest(distance, num_nearest)
   zero, one = tf.zeros_like(center), tf.ones_like(center)
 
   def terms(row):

@@ -76,21 +76,21 @@ class FewRows:
     return _sum(sorting_network.order_statistics(self.values, ranks))
 
   def distance_of_nearest(
-    self, center: tf.Tensor, num_nearest: int
+    self, distance: Callable, num_nearest: int
   ) -> tf.Tensor:
-    """Returns how far [d] the last of the nearest values is from a center."""
+    """Returns how far [d] the last of the nearest values is from a center.
+
+    Args:
+      distance: makes the distances [d] from the center of a row [d]: an
+        elementwise function that falls up to the center and rises from there.
+      num_nearest: of the rows.
+    """
     # Once sorted, the nearest are neighbors, of which the first or the last is
     # the farthest; the compiler sees that the center took the same comparisons.
-    num_left_out = self.num_rows - num_nearest
-    ends = [
-      sorting_network.order_statistics(self.values, range(start, stop))
-      for start, stop in (
-        (0, num_left_out + 1),
-        (num_nearest - 1, self.num_rows),
-      )
-    ]
-    distances = [[tf.abs(row - center) for row in rows] for rows in ends]
-    farthest = map(tf.maximum, *distances)
+    ranks = range(self.num_rows)
+    ordered = sorting_network.order_statistics(self.values, ranks)
+    distances = [distance(row) for row in ordered]
+    farthest = map(tf.maximum, distances, distances[num_nearest - 1 :])
     return functools.reduce(tf.minimum, farthest)
 
   def totals(self, terms: Callable) -> list[tf.Tensor]:
@@ -199,11 +199,10 @@ class ManyRows:
     return low + tf.where(num_low > start + 1, low, above)
 
   def distance_of_nearest(
-    self, center: tf.Tensor, num_nearest: int
+    self, distance: Callable, num_nearest: int
   ) -> tf.Tensor:
-    """Returns how far [d] the last of the nearest values is from a center."""
-    distances = self.map(lambda row: tf.abs(row - center))
-    return distances.order_statistic(num_nearest - 1)
+    """Returns how far [d] the last of the nearest values is; see `FewRows`."""
+    return self.map(distance).order_statistic(num_nearest - 1)
 
   def totals(self, terms: Callable) -> list[tf.Tensor]:
     """Returns the sums over the rows of each of the tensors `terms(row)`.

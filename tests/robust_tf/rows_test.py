@@ -174,7 +174,9 @@ def test_distance_of_nearest_is_a_rank_of_the_distances(rows, n):
   for num_nearest in {1, n // 2 + 1, n}:
     found = answer(
       rows,
-      lambda rows, m=num_nearest: rows.distance_of_nearest(center, m),
+      lambda rows, m=num_nearest: rows.distance_of_nearest(
+        lambda row: tf.abs(row - center), m
+      ),
       values,
     )
     np.testing.assert_array_equal(found, ordered[num_nearest - 1])
