@@ -18,6 +18,7 @@ import tensorflow as tf
 from robust_tf.distribute import compatibility
 from robust_tf.distribute.compatibility import StrategyKind
 from robust_tf.distribute.packing import pack
+from robust_tf.ordered_sum import ordered_sum
 
 
 def once(function: Callable, *args):
@@ -217,7 +218,7 @@ class Workers:
   def _communicated(self, values: Sequence[tf.Tensor]) -> None:
     if self._count is not None:
       self._count(
-        tf.add_n(
+        ordered_sum(
           [
             tf.size(value, tf.int64) * value.dtype.base_dtype.size
             for value in values
@@ -233,7 +234,7 @@ class Workers:
     for i in range(0, len(values), self._rows):
       with tf.device(self.devices[i]):
         tensors = zip(*values[i : i + self._rows], strict=True)
-        means.append([tf.add_n(x) / self._rows for x in tensors])
+        means.append([ordered_sum(x) / self._rows for x in tensors])
     return means
 
   def _mean_of_replicas(self, values: Sequence) -> list:

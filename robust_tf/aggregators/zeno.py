@@ -26,6 +26,7 @@ from robust_tf.aggregators.updates import from_blocks
 from robust_tf.aggregators.updates import num_workers
 from robust_tf.aggregators.updates import to_blocks
 from robust_tf.aggregators.updates import Updates
+from robust_tf.ordered_sum import ordered_sum
 
 PENALTIES = ("sum", "mean")
 
@@ -150,7 +151,7 @@ def zeno_plus_plus(
 
 
 def _dot(a: Sequence[tf.Tensor], b: Sequence[tf.Tensor]) -> tf.Tensor:
-  return tf.add_n([tf.tensordot(x, y, 1) for x, y in zip(a, b, strict=True)])
+  return ordered_sum([tf.tensordot(x, y, 1) for x, y in zip(a, b, strict=True)])
 
 
 def _scores(updates, loss, learning_rate, rho, penalty) -> tf.Tensor:
@@ -171,9 +172,9 @@ def _scores(updates, loss, learning_rate, rho, penalty) -> tf.Tensor:
   scores = []
   for worker in range(num_workers(updates)):
     update = [block[worker] for block in blocks]
-    length = tf.add_n([_squared_norm(part) for part in update])
+    length = ordered_sum([_squared_norm(part) for part in update])
     if penalty == "mean":
-      length /= tf.add_n([tf.size(part, tf.float64) for part in update])
+      length /= ordered_sum([tf.size(part, tf.float64) for part in update])
     scores.append(before - loss_after(update) - rho * length)
   return tf.stack(scores)
 

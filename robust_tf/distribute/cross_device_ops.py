@@ -34,6 +34,7 @@ from robust_tf.distribute import compatibility
 from robust_tf.distribute.compatibility import StrategyKind
 from robust_tf.optimizers.aggregation import Aggregation
 from robust_tf.optimizers.rule_config import rule_and_parameters
+from robust_tf.ordered_sum import ordered_sum
 
 
 class RobustCrossDeviceOps(tf.distribute.ReductionToOneDevice):
@@ -68,7 +69,7 @@ class RobustCrossDeviceOps(tf.distribute.ReductionToOneDevice):
       ValueError: if it is Zeno, which needs more than gradients; or with a
         TensorFlow or Keras that this was not checked with.
     """
-    super().__init__()
+    super().__init__(accumulation_fn=ordered_sum)
     rule, _ = rule_and_parameters(aggregator)
     if rule is aggregators.zeno:
       raise ValueError(

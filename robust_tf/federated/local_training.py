@@ -18,6 +18,7 @@ import numpy as np
 import tensorflow as tf
 
 from robust_tf.distribute import compatibility
+from robust_tf.ordered_sum import ordered_sum
 
 _SEED_STATE = "seed_generator_state"
 
@@ -177,7 +178,7 @@ class LocalTraining:
       outputs, others, losses = self._model.stateless_call(
         values, others, inputs, training=True, return_losses=True
       )
-      loss = tf.add_n([self._loss(labels, outputs), *losses])
+      loss = ordered_sum([self._loss(labels, outputs), *losses])
     gradients = tape.gradient(
       loss, values, unconnected_gradients=tf.UnconnectedGradients.ZERO
     )

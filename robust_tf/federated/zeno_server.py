@@ -19,6 +19,7 @@ import tensorflow as tf
 
 from robust_tf.aggregators.zeno import zeno
 from robust_tf.federated.validation_examples import validation_examples
+from robust_tf.ordered_sum import ordered_sum
 
 Weights = Sequence[np.ndarray]
 Loss = Callable[[tf.Tensor, tf.Tensor], tf.Tensor]
@@ -166,6 +167,6 @@ def _loss_at(model: keras.Model, loss: Loss) -> Callable:
     outputs, _, losses = model.stateless_call(
       values[:count], others, inputs, training=False, return_losses=True
     )
-    return tf.add_n([loss(labels, outputs), *losses])
+    return ordered_sum([loss(labels, outputs), *losses])
 
   return loss_at

@@ -22,6 +22,7 @@ from robust_tf.distribute.packing import put
 from robust_tf.distribute.packing import split_coordinates
 from robust_tf.distribute.packing import take
 from robust_tf.distribute.packing import unpack
+from robust_tf.ordered_sum import ordered_sum
 
 # Of each worker of this process, one tensor a variable.
 Values = Sequence[Sequence[tf.Tensor]]
@@ -144,7 +145,7 @@ def _gathered(
     if device not in means:
       with tf.device(device):
         decoded = [decode(payload) for payload in everyones]
-        means[device] = tf.add_n(decoded) / workers.num_workers
+        means[device] = ordered_sum(decoded) / workers.num_workers
   residuals = workers.map(
     lambda row, payload: row - decode(payload), rows, payloads
   )

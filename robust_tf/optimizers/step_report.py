@@ -9,6 +9,7 @@ from robust_tf.aggregators.updates import Block
 from robust_tf.aggregators.updates import combine
 from robust_tf.aggregators.updates import to_blocks
 from robust_tf.aggregators.updates import Updates
+from robust_tf.ordered_sum import ordered_sum
 
 
 class StepReport:
@@ -105,4 +106,4 @@ def _distance(update, other) -> tf.Tensor:
 
 
 def _half_square(tensors: list[tf.Tensor]) -> tf.Tensor:
-  return tf.add_n([tf.nn.l2_loss(x) for x in tensors])
+  return ordered_sum([tf.nn.l2_loss(x) for x in tensors])

@@ -14,6 +14,7 @@ from robust_tf.aggregators import AGGREGATORS
 from robust_tf.attacks import ATTACKS
 from robust_tf.attacks import Byzantine
 from robust_tf.compressors import COMPRESSORS
+from robust_tf.ordered_sum import ordered_sum
 from robust_tf.training.choices import LABEL_FLIP
 from robust_tf.training.job_flags import CompressorChoice
 from robust_tf.training.settings import Settings
@@ -47,7 +48,9 @@ def make_strategy(settings: Settings) -> tf.distribute.Strategy:
       _devices(settings),
       # The default, a collective, is not needed for what is reduced beside
       # gradients, and stays broken in a process where it once failed.
-      cross_device_ops=tf.distribute.ReductionToOneDevice(),
+      cross_device_ops=tf.distribute.ReductionToOneDevice(
+        accumulation_fn=ordered_sum
+      ),
     )
   elif settings.strategy == "multi_worker":
     if settings.heartbeat_timeout_s is not None:
