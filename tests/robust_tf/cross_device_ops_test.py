@@ -12,6 +12,7 @@ from robust_tf.attacks.byzantine import Byzantine
 from robust_tf.distribute import compatibility
 from robust_tf.distribute.cross_device_ops import RobustCrossDeviceOps
 from robust_tf.optimizers.robust import RobustOptimizer
+from robust_tf.ordered_sum import ordered_sum
 from tests.robust_tf import oracles
 from tests.tensorflow_setup import DEVICES
 from tests.tensorflow_setup import tf
@@ -51,7 +52,8 @@ def mirrored(ops, num_replicas=N):
 
 
 def stock():
-  return mirrored(tf.distribute.ReductionToOneDevice())
+  ops = tf.distribute.ReductionToOneDevice(accumulation_fn=ordered_sum)
+  return mirrored(ops)
 
 
 def own_gradients(shapes, seed=0, dtype=np.float32):
