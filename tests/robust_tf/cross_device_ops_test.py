@@ -16,6 +16,7 @@ from robust_tf.ordered_sum import ordered_sum
 from tests.robust_tf import oracles
 from tests.tensorflow_setup import DEVICES
 from tests.tensorflow_setup import tf
+from tests.tiers import tiers
 
 N = len(DEVICES)
 RULES = {
@@ -327,7 +328,7 @@ SETTINGS = {
 }
 
 
-@pytest.mark.parametrize("setting", SETTINGS)
+@pytest.mark.parametrize("setting", tiers(SETTINGS, ["all_kinds_of_values"]))
 def test_robust_optimizer_gives_the_same_numbers(setting):
   layers, settings = SETTINGS[setting]
   ops, history = fit(
@@ -348,6 +349,7 @@ def test_robust_optimizer_gives_the_same_numbers(setting):
   assert history == wrapper_history
 
 
+@pytest.mark.slow
 def test_clipping_is_before_here_and_after_in_robust_optimizer():
   # Keras clips the gradients of replicas' scaled losses, before the sum.
   ops, _ = fit(
@@ -413,7 +415,13 @@ def test_custom_loop_reduces_as_usual():
   assert [[float(x) for x in pair] for pair in results] == [[6.0, 1.5]] * N
 
 
-@pytest.mark.parametrize("attack", [attacks.omniscient, attacks.non_finite])
+@pytest.mark.parametrize(
+  "attack",
+  [
+    attacks.omniscient,
+    pytest.param(attacks.non_finite, marks=pytest.mark.slow),
+  ],
+)
 def test_one_byzantine_replica_breaks_the_mean_alone(attack):
   losses = {}
   for rule in (aggregators.mean, aggregators.median):

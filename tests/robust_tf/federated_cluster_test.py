@@ -6,7 +6,7 @@ import pytest
 from tests.robust_tf import federated_replay as replay
 from tests.robust_tf import oracles
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.process]
 
 
 @pytest.fixture(scope="module")

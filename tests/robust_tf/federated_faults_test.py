@@ -13,7 +13,7 @@ from robust_tf.federated.events import STARTED
 from tests.robust_tf import federated_replay as replay
 from tests.robust_tf import oracles
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.process]
 
 
 @pytest.fixture(scope="module")

@@ -19,7 +19,7 @@ from tools import federated_servers
 ROUNDS, LOST_AT = 12, 5
 TIMEOUT_S = 120
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.process]
 
 
 def run(cluster, state, versions, on_line=lambda line: None):

@@ -309,6 +309,7 @@ class WithIdle(keras.layers.Layer):
     return x
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:Gradients do not exist")
 def test_variable_without_gradient_is_left_alone(plain):
   def build():

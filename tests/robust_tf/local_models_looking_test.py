@@ -3,6 +3,8 @@
 And training goes on as if nobody had looked.
 """
 
+from tests.tiers import tiers
+
 from tests.tensorflow_setup import tf  # isort: skip
 
 import keras
@@ -135,7 +137,7 @@ def test_everyone_sees_the_mean_and_nobody_changes_the_training(name, tmp_path):
   assert_same(snapshot(model), snapshot(alone))
 
 
-@pytest.mark.parametrize("name", OPTIMIZERS)
+@pytest.mark.parametrize("name", tiers(OPTIMIZERS, ["cser"]))
 def test_fit_ends_with_the_mean_on_every_replica(name):
   model = compiled(OPTIMIZERS[name])
   fit(model)

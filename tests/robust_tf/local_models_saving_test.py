@@ -1,5 +1,7 @@
 """Trainings with local models resume exactly, or from the mean, saying so."""
 
+from tests.tiers import tiers
+
 from tests.tensorflow_setup import tf  # isort: skip
 
 import keras
@@ -108,7 +110,7 @@ def test_training_resumes_exactly_from_a_backup(tmp_path):
   assert_same(snapshot(resumed), snapshot(straight))
 
 
-@pytest.mark.parametrize("name", OPTIMIZERS)
+@pytest.mark.parametrize("name", tiers(OPTIMIZERS, ["cser"]))
 def test_training_of_rows_resumes_exactly(name, tmp_path):
   straight = vectorized(name)
   files = keras.callbacks.ModelCheckpoint(tmp_path / "{epoch}.keras")

@@ -15,7 +15,7 @@ from tests.robust_tf import multi_worker_problem as network
 from tests.robust_tf.local_multi_worker_training import NUM_STEPS
 from tools import local_cluster
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.process]
 
 ROOT = pathlib.Path(__file__).parents[2]
 SCRIPT = "tests.robust_tf.local_multi_worker_training"

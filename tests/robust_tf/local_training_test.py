@@ -21,19 +21,12 @@ from tests.robust_tf import local_cases as cases
 from tests.robust_tf import local_oracles as oracles
 from tests.robust_tf import local_training as training
 from tests.robust_tf import replicas
+from tests.tiers import tiers
 
 NUM_WORKERS = 4
 NUM_STEPS = 12
 TOLERANCE = 1e-5
 FAST = ("grbs", "top_k_gradient", "local_sgd", "ef_sgd", "local_adaalter")
-
-
-def tiers(names):
-  """Returns test parameters: a few kinds fast, all of them slow."""
-  return [
-    name if name in FAST else pytest.param(name, marks=pytest.mark.slow)
-    for name in names
-  ]
 
 
 def fit(
@@ -115,7 +108,7 @@ def test_keras_sgd_equals_its_oracle():
   np.testing.assert_allclose(synchronous(), expected, atol=TOLERANCE)
 
 
-@pytest.mark.parametrize("name", tiers(cases.CASES))
+@pytest.mark.parametrize("name", tiers(cases.CASES, FAST))
 def test_every_step_equals_the_oracle(name):
   recorder = trained(name)
   assert len(recorder.steps) == NUM_STEPS
@@ -123,7 +116,8 @@ def test_every_step_equals_the_oracle(name):
 
 
 @pytest.mark.parametrize(
-  "name", tiers(n for n in cases.CSER if not n.startswith("released"))
+  "name",
+  tiers((n for n in cases.CSER if not n.startswith("released")), FAST),
 )
 def test_p1_model_minus_error_is_common(name):
   case = cases.CASES[name]
@@ -212,7 +206,7 @@ def test_p1_holds_where_every_worker_rounds_by_chance():
   assert spread > 100 * TOLERANCE  # models do differ
 
 
-@pytest.mark.parametrize("name", tiers(cases.CASES))
+@pytest.mark.parametrize("name", tiers(cases.CASES, FAST))
 def test_every_byte_is_counted(name):
   sent = [cases.CASES[name].sent(step) for step in range(NUM_STEPS)]
   np.testing.assert_array_equal(trained(name).bytes_sent, np.cumsum(sent))

@@ -11,7 +11,7 @@ from tests.robust_tf import multi_worker_problem as problem
 from tests.robust_tf import oracles
 from tools import local_cluster
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.process]
 
 ROOT = pathlib.Path(__file__).parents[2]
 SCRIPT = "tests.robust_tf.multi_worker_training"

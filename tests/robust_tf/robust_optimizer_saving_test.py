@@ -53,7 +53,9 @@ def test_training_resumes_exactly_from_a_checkpoint(name, tmp_path):
   replicas_agree(resumed)
 
 
-@pytest.mark.parametrize("name", ["accumulating", "adam"])
+@pytest.mark.parametrize(
+  "name", ["accumulating", pytest.param("adam", marks=pytest.mark.slow)]
+)
 def test_training_resumes_exactly_from_a_keras_file(name, tmp_path):
   model = compiled(OPTIMIZERS[name])
   fit(model)

@@ -105,11 +105,10 @@ def test_totals_are_sums_over_all_rows(n):
   np.testing.assert_array_equal(negative, (values < 0).sum(axis=0))
 
 
-@pytest.mark.parametrize("ties", [False, True])
 @pytest.mark.parametrize("n", SIZES)
-def test_totals_of_ranks_are_sums_of_the_sorted(n, ties):
+def test_totals_of_ranks_are_sums_of_the_sorted(n):
   values = np.random.default_rng(n).normal(size=(n, 30))
-  values = values.round(0) if ties else values
+  values[:, 15:] = values[:, 15:].round(0)  # ties
   ordered = np.sort(values, axis=0)
   k = n // 2
   for start, stop in ((0, n), (n // 4, n - n // 4), (k, k + 1), (k, k + 2)):

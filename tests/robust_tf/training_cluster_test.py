@@ -127,6 +127,7 @@ def in_process(tmp_path_factory):
   return folder
 
 
+@pytest.mark.process
 def test_local_cluster_equals_one_process(in_process, tmp_path):
   error = run(*SLSGD, *CLUSTER, f"--output={tmp_path}")
   assert error == ""
@@ -150,7 +151,11 @@ def test_local_cluster_equals_one_process(in_process, tmp_path):
   [
     ((WORKER, 0), "worker 0 was killed by SIGKILL, and is started again"),
     ((PS, 0), "parameter server 0 was killed by SIGKILL, and is started again"),
-    ((CHIEF, 0), "the coordinator was killed by SIGKILL, and is started again"),
+    pytest.param(
+      (CHIEF, 0),
+      "the coordinator was killed by SIGKILL, and is started again",
+      marks=pytest.mark.process,
+    ),
   ],
   ids=["worker", "parameter_server", "coordinator"],
 )
@@ -175,6 +180,7 @@ def test_run_whose_process_was_killed_ends_as_one_that_was_left_alone(
   assert len(accepted) == len(set(accepted)) == 400 * 6  # each once
 
 
+@pytest.mark.process
 def test_fed_async_on_a_cluster_learns_though_a_worker_dies(tmp_path):
   argv = (
     "--algorithm=fed_async",
@@ -197,6 +203,7 @@ def test_fed_async_on_a_cluster_learns_though_a_worker_dies(tmp_path):
   assert result["final"]["test_accuracy"] > 0.9
 
 
+@pytest.mark.process
 def test_processes_of_tf_config_train_together(in_process, tmp_path):
   addresses = child_processes.free_addresses(3)
   cluster = {CHIEF: addresses[:1], PS: addresses[1:2], WORKER: addresses[2:]}
@@ -220,6 +227,7 @@ def test_processes_of_tf_config_train_together(in_process, tmp_path):
   assert_equal(tmp_path, in_process)
 
 
+@pytest.mark.process
 def test_address_that_does_not_answer_is_named_in_time(tmp_path):
   addresses = child_processes.free_addresses(3)
   cluster = {CHIEF: addresses[:1], PS: addresses[1:2], WORKER: addresses[2:]}
@@ -236,6 +244,7 @@ def test_address_that_does_not_answer_is_named_in_time(tmp_path):
   assert error.count("\n") == 1
 
 
+@pytest.mark.process
 def test_port_that_is_taken_is_named():
   import socket
 

@@ -368,6 +368,7 @@ def test_interrupted_coordinator_says_so_and_goes_on(tmp_path):
   assert error.splitlines()[-1] == "robust-train: interrupted"
 
 
+@pytest.mark.slow
 def test_run_of_which_all_is_refused_ends(capsys):
   argv = [*SMALL, "--algorithm=zeno_plus_plus", "--rho=1e6"]
   assert main(argv) == 1

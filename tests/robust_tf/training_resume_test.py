@@ -111,6 +111,7 @@ def test_killed_run_ends_as_the_uninterrupted_one_bit_for_bit(tmp_path, argv):
   assert logged[0] == logged[1]
 
 
+@pytest.mark.process
 def test_run_killed_while_it_saves_goes_on(tmp_path):
   # It saves at every step, so most kills come while it does.
   argv = (*RANDOM, "--steps=60", "--evaluate_every=1")

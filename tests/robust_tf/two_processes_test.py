@@ -13,7 +13,7 @@ from tests.robust_tf import replicas
 from tests.robust_tf import two_processes
 from tools import local_cluster
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.process]
 
 ROOT = pathlib.Path(__file__).parents[2]
 
