@@ -40,6 +40,10 @@ from robust_tf.aggregators.updates import Updates
 # Columns centered and multiplied at a time: n rows of them stay in cache.
 _CHUNK = 1024
 
+# A matrix product of 49 to 63 rows takes longer than one of 64: with AVX-512 48
+# rows are a tile, and what remains of them is multiplied in small pieces.
+_SLOW_NUM_ROWS = range(49, 64)
+
 # Columns, at least, that the first reference is guessed from.
 _SAMPLE = 256
 
@@ -277,8 +281,11 @@ def _add_products(total, columns, reference, scales):
   scales = tf.cast(scales, columns.dtype)[:, None]
   centered = _centered(columns, reference) * scales
   centered = tf.cast(centered, _product_dtype(columns.dtype))
+  num_rows = centered.shape[0]
+  if num_rows in _SLOW_NUM_ROWS:
+    centered = tf.pad(centered, [[0, _SLOW_NUM_ROWS.stop - num_rows], [0, 0]])
   product = tf.matmul(centered, centered, transpose_b=True)
-  return total + tf.cast(product, total.dtype)
+  return total + tf.cast(product[:num_rows, :num_rows], total.dtype)
 
 
 def _add_largest(total, columns, reference):

@@ -73,6 +73,11 @@ def test_distances_of_any_number_of_columns_are_exact(d):
   check(np.random.default_rng(d).normal(size=(7, d)).astype(np.float32))
 
 
+@pytest.mark.parametrize("n", [48, 49, 63, 64])
+def test_distances_of_any_number_of_rows_are_exact(n):
+  check(np.random.default_rng(n).normal(size=(n, 3000)).astype(np.float32))
+
+
 VALUES = [np.nan, np.inf, -np.inf, 3e38, -1e38, -1e20, 1e12, 1e6, 1e-42, 0.0]
 
 
