@@ -6,6 +6,7 @@ import functools
 import keras
 import numpy as np
 
+from robust_tf.ordered_sum import ordered_sum
 from tests.tensorflow_setup import tf
 
 
@@ -14,10 +15,13 @@ def mirrored(num_replicas: int) -> tf.distribute.MirroredStrategy:
   """Returns a strategy of logical CPU devices.
 
   With ops that are no collectives: one that fails would poison the process.
+  What they add up is the same at every run, as tests compare bits.
   """
   return tf.distribute.MirroredStrategy(
     [f"CPU:{i}" for i in range(num_replicas)],
-    cross_device_ops=tf.distribute.ReductionToOneDevice(),
+    cross_device_ops=tf.distribute.ReductionToOneDevice(
+      accumulation_fn=ordered_sum
+    ),
   )
 
 
