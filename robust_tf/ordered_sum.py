@@ -12,5 +12,8 @@ import tensorflow as tf
 
 
 def ordered_sum(tensors: Sequence[tf.Tensor]) -> tf.Tensor:
-  """Returns the sum of tensors of one shape and one dtype, of the first on."""
+  """Returns the sum of tensors of one shape and one dtype.
+
+  In which order they are added up depends on their number and shape alone.
+  """
   return tf.reduce_sum(tf.stack(tensors), axis=0)

@@ -24,7 +24,7 @@ def in_use(tensor, seconds):
 
 
 @pytest.mark.parametrize("longer", [(), (0,), (0, 1), (0, 1, 2)])
-def test_sum_is_from_the_first_on_whoever_is_done(longer):
+def test_sum_does_not_depend_on_who_is_done_first(longer):
   rng = np.random.default_rng(0)
   values = rng.normal(size=(NUM_TENSORS, 20_000)).astype(np.float32)
 
