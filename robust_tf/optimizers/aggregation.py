@@ -18,7 +18,6 @@ from robust_tf.optimizers.requirements import checked_result
 from robust_tf.optimizers.rule_config import rule_and_parameters
 from robust_tf.optimizers.step_report import measure
 from robust_tf.optimizers.step_report import StepReport
-from robust_tf.ordered_sum import ordered_sum
 
 # Gradients of each replica of this process, one tensor a variable.
 Gradients = Sequence[Sequence[tf.Tensor]]
@@ -127,9 +126,6 @@ class Aggregation:
     """
     if self.clip is not None:
       return self._of(self._own(gradients), {})
-    if self._rule is aggregators.mean and self.report is None:
-      # As Keras does: a sum of gradients that were divided by n.
-      return [ordered_sum(values) for values in zip(*gradients, strict=True)]
     scale = tf.distribute.get_strategy().num_replicas_in_sync
     return [value * scale for value in self._of(gradients, {}, scale)]
 
