@@ -6,9 +6,9 @@ from collections.abc import Iterable
 import pytest
 
 
-def tiers(names: Iterable[str], fast: Container[str]) -> list:
-  """Returns test parameters: a few kinds fast, all of them slow."""
+def tiers(values: Iterable, fast: Container) -> list:
+  """Returns test parameters: a few of them fast, the others marked slow."""
   return [
-    name if name in fast else pytest.param(name, marks=pytest.mark.slow)
-    for name in names
+    value if value in fast else pytest.param(value, marks=pytest.mark.slow)
+    for value in values
   ]

@@ -110,7 +110,7 @@ class RobustCrossDeviceOps(tf.distribute.ReductionToOneDevice):
     TensorFlow calls it, with the values of all variables at once.
     """
     optimizer = compatibility.reducing_gradients_of()
-    if optimizer is None:
+    if optimizer is None or self._is_plain_mean():
       return super().batch_reduce_implementation(
         reduce_op, value_destination_pairs, options
       )
@@ -130,6 +130,10 @@ class RobustCrossDeviceOps(tf.distribute.ReductionToOneDevice):
       self.broadcast_implementation(gradient, variable)
       for gradient, variable in zip(aggregate, variables, strict=True)
     ]
+
+  def _is_plain_mean(self) -> bool:
+    rule, _ = rule_and_parameters(self.aggregator)
+    return rule is aggregators.mean and self.byzantine is None
 
 
 def _check_strategy(strategy: tf.distribute.Strategy) -> None:

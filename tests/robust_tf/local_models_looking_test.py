@@ -3,8 +3,6 @@
 And training goes on as if nobody had looked.
 """
 
-from tests.tiers import tiers
-
 from tests.tensorflow_setup import tf  # isort: skip
 
 import keras
@@ -24,6 +22,7 @@ from tests.robust_tf.mirrored_fits import compiled
 from tests.robust_tf.mirrored_fits import data
 from tests.robust_tf.mirrored_fits import fit
 from tests.robust_tf.mirrored_fits import network
+from tests.tiers import tiers
 
 # Keras 3.15 saves variables through NumPy's old array protocol.
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation")

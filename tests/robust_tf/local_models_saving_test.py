@@ -1,7 +1,5 @@
 """Trainings with local models resume exactly, or from the mean, saying so."""
 
-from tests.tiers import tiers
-
 from tests.tensorflow_setup import tf  # isort: skip
 
 import keras
@@ -18,6 +16,7 @@ from tests.robust_tf.local_fits import spread
 from tests.robust_tf.mirrored_fits import compiled
 from tests.robust_tf.mirrored_fits import fit
 from tests.robust_tf.mirrored_fits import network
+from tests.tiers import tiers
 
 # Keras 3.15 saves variables through NumPy's old array protocol.
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation")

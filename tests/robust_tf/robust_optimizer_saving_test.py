@@ -22,6 +22,7 @@ from tests.robust_tf.mirrored_fits import fit
 from tests.robust_tf.mirrored_fits import replicas_agree
 from tests.robust_tf.mirrored_fits import robust
 from tests.robust_tf.mirrored_fits import sgd
+from tests.tiers import tiers
 
 # Keras 3.15 saves variables through NumPy's old array protocol.
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation")
@@ -54,7 +55,7 @@ def test_training_resumes_exactly_from_a_checkpoint(name, tmp_path):
 
 
 @pytest.mark.parametrize(
-  "name", ["accumulating", pytest.param("adam", marks=pytest.mark.slow)]
+  "name", tiers(["accumulating", "adam"], ["accumulating"])
 )
 def test_training_resumes_exactly_from_a_keras_file(name, tmp_path):
   model = compiled(OPTIMIZERS[name])

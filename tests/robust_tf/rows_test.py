@@ -107,8 +107,8 @@ def test_totals_are_sums_over_all_rows(n):
 
 @pytest.mark.parametrize("n", SIZES)
 def test_totals_of_ranks_are_sums_of_the_sorted(n):
-  values = np.random.default_rng(n).normal(size=(n, 30))
-  values[:, 15:] = values[:, 15:].round(0)  # ties
+  values = np.random.default_rng(n).normal(size=(n, 60))
+  values[:, 30:] = values[:, 30:].round(0)  # ties
   ordered = np.sort(values, axis=0)
   k = n // 2
   for start, stop in ((0, n), (n // 4, n - n // 4), (k, k + 1), (k, k + 2)):
