@@ -3,7 +3,8 @@
 A planned op is found by its call path. Where two calls of one function have
 different plans the function is specialised: the first plan keeps the
 function's name, each further one gets a copy under a new name, and the calls
-are pointed at the copies. Nothing else changes.
+are pointed at the copies. Calls that XLA compiles are tied to the variables
+that they take. Nothing else changes.
 """
 
 import dataclasses
@@ -14,10 +15,12 @@ import tensorflow as tf
 from baechi_tf.function_library import called_function
 from baechi_tf.function_library import functions_by_name
 from baechi_tf.function_library import functions_of
+from baechi_tf.function_library import is_compiled
 from baechi_tf.function_library import reachable_functions
 
 GraphDef = tf.compat.v1.GraphDef
 NodeDef = tf.compat.v1.NodeDef
+_RESOURCE = tf.resource.as_datatype_enum
 
 
 @dataclasses.dataclass(frozen=True)
@@ -103,6 +106,10 @@ class _Rewriter:
         for node in target.node_def:
           if node.name in variant.edits:
             _apply(node, variant.edits[node.name])
+    bodies = [function.node_def for function in self.result.library.function]
+    for nodes in (self.result.node, *bodies):
+      for node in filter(is_compiled, nodes):
+        _tie_to_resources(node)
     return self.result, tuple(added)
 
   def _edits(self, nodes, tree: dict, where: str) -> dict[str, _Edit]:
@@ -203,6 +210,26 @@ def _apply(node: NodeDef, edit: _Edit) -> None:
     value = node.attr[key]
     for function in (value.func, *value.list.func):
       function.name = renamed.get(function.name, function.name)
+
+
+def _tie_to_resources(call: NodeDef) -> None:
+  """Lets a compiled call follow the variables that it takes.
+
+  TensorFlow moves an op that takes a variable to the variable's device. It
+  moves a compiled call only if `_class` says so, and fails if the variable is
+  elsewhere. Plain `tf.saved_model.load` puts every variable on the default
+  device, and signatures that were not planned have no devices.
+  """
+  dtypes = call.attr["Tin"].list.type
+  ties = {
+    f"loc:@{name.partition(':')[0]}".encode(): None
+    for name, dtype in zip(call.input, dtypes, strict=False)  # then controls
+    if dtype == _RESOURCE
+  }
+  if "_class" in call.attr:
+    ties = dict.fromkeys([*call.attr["_class"].list.s, *ties])
+  if ties:
+    call.attr["_class"].list.s[:] = ties
 
 
 def _names_function(value, names: Mapping) -> bool:

@@ -46,12 +46,16 @@ def called_function(node: NodeDef, library: Mapping) -> str | None:
   """
   if node.op in library:
     return node.op
-  if node.op not in CALLS:
-    return None
-  # Looking up a missing key would add it to the node.
-  if "_XlaMustCompile" in node.attr and node.attr["_XlaMustCompile"].b:
+  if node.op not in CALLS or is_compiled(node):
     return None
   return node.attr["f"].func.name
+
+
+def is_compiled(node: NodeDef) -> bool:
+  """Whether a node is a call that XLA compiles as a whole."""
+  if node.op not in CALLS or "_XlaMustCompile" not in node.attr:
+    return False  # looking up a missing key would add it to the node
+  return node.attr["_XlaMustCompile"].b
 
 
 def functions_of(node: NodeDef, library: Mapping) -> list[str]:

@@ -91,6 +91,44 @@ def save_loop(path) -> str:
   return str(path)
 
 
+class Compiled(tf.Module):
+  """Calls that XLA compiles: one reads a variable, one in a loop changes it."""
+
+  def __init__(self):
+    super().__init__(name="compiled")
+    self.a = tf.Variable([[0.5, 0.1], [0.2, 0.3]], name="a")
+    self.b = tf.Variable([[0.7, 0.2], [0.1, 0.4]], name="b")
+
+  @tf.function(jit_compile=True)
+  def layer(self, x):
+    return tf.nn.relu(x @ self.a)
+
+  @tf.function(jit_compile=True)
+  def update(self, x):
+    self.b.assign_add(x)
+    return x @ self.b
+
+  @tf.function(input_signature=[tf.TensorSpec([2, 2], name="x")])
+  def run(self, x):
+    for _ in tf.range(2):
+      x = self.update(x)
+    return {"y": self.layer(x)}
+
+  @tf.function(
+    input_signature=[tf.TensorSpec([2, 2], name="x")], jit_compile=True
+  )
+  def predict(self, x):
+    return {"y": tf.nn.relu(x @ self.a)}
+
+
+def save_compiled(path) -> str:
+  """Saves `Compiled` with the signatures "run" and "predict"."""
+  model = Compiled()
+  signatures = {"run": model.run, "predict": model.predict}
+  tf.saved_model.save(model, str(path), signatures=signatures)
+  return str(path)
+
+
 class TwoLoops(tf.Module):
   """One function with a loop, called twice."""
 

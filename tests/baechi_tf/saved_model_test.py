@@ -222,6 +222,31 @@ def test_placed_model_trains_the_same(mlp, placed, load):
     )
 
 
+@pytest.mark.parametrize("load", [saved_model.load, tf.saved_model.load])
+def test_placed_compiled_calls_follow_their_variables(tmp_path, load):
+  path = models.save_compiled(tmp_path / "model")
+  item = read_item(path, signature="run")
+  plan = models.spread(item, DEVICES[1:])
+  assert plan["a"] != plan["b"]
+  out = tmp_path / "placed"
+  saved_model.write_saved_model(path, out, item, plan)
+  original, placed = tf.saved_model.load(path), load(out)
+  is_planned = load is saved_model.load
+  x = np.float32([[1, 2], [3, 4]])
+  for signature in ("run", "predict"):  # "predict" was not planned
+    expected = original.signatures[signature](x=tf.constant(x))
+    result, ran = executed_nodes(placed.signatures[signature], x=x)
+    np.testing.assert_array_equal(result["y"], expected["y"])
+    on = {x for op, x in ran.values() if op == "StatefulPartitionedCall"}
+    variables = {placed.a.device}
+    if signature == "run":
+      variables.add(placed.b.device)
+    assert variables <= on
+  np.testing.assert_array_equal(placed.b, original.b)
+  for variable, name in ((placed.a, "a"), (placed.b, "b")):
+    assert variable.device == (plan[name] if is_planned else DEVICES[0])
+
+
 def test_placed_model_runs_in_the_v1_loader(mlp, placed):
   np.testing.assert_allclose(
     models.run_v1(placed, "train", BATCHES, num_devices=len(DEVICES)),
