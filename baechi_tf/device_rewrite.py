@@ -4,7 +4,9 @@ A planned op is found by its call path. Where two calls of one function have
 different plans the function is specialised: the first plan keeps the
 function's name, each further one gets a copy under a new name, and the calls
 are pointed at the copies. Calls that XLA compiles are tied to the variables
-that they take. Nothing else changes.
+that they take. Ops of the top graph that are not planned, such as those that
+initialise and restore variables, lose devices that the plan does not use:
+TensorFlow puts them with their variable. Nothing else changes.
 """
 
 import dataclasses
@@ -13,9 +15,11 @@ from collections.abc import Mapping
 import tensorflow as tf
 
 from baechi_tf.function_library import called_function
+from baechi_tf.function_library import definition_of
 from baechi_tf.function_library import functions_by_name
 from baechi_tf.function_library import functions_of
 from baechi_tf.function_library import is_compiled
+from baechi_tf.function_library import parse_ref
 from baechi_tf.function_library import reachable_functions
 
 GraphDef = tf.compat.v1.GraphDef
@@ -56,7 +60,8 @@ def rewrite_devices(
   Raises:
     ValueError: an op has no path, or its path leads nowhere in this graph.
   """
-  return _Rewriter(graph_def).rewrite(_plan_tree(paths, device_of))
+  tree = _plan_tree(paths, device_of)
+  return _Rewriter(graph_def).rewrite(tree, set(device_of.values()))
 
 
 def _plan_tree(paths, device_of) -> dict:
@@ -87,9 +92,12 @@ class _Rewriter:
     self.whole = {}  # (function, device) -> the version's name
     self.taken = set(self.library)
 
-  def rewrite(self, tree: dict) -> tuple[GraphDef, tuple[str, ...]]:
+  def rewrite(
+    self, tree: dict, devices: set[str]
+  ) -> tuple[GraphDef, tuple[str, ...]]:
     top = {node.name: node for node in self.result.node}
     edits = self._edits(top, tree, "the graph")
+    edits.update(self._releases(top, tree, devices))
     for name, edit in edits.items():
       _apply(top[name], edit)
     position = {
@@ -128,6 +136,19 @@ class _Rewriter:
         edits[name] = _Edit(calls=((callee, version),))
       else:
         edits[name] = _Edit(planned, self._whole_versions(node, planned))
+    return edits
+
+  def _releases(self, top, tree: dict, devices: set[str]) -> dict[str, _Edit]:
+    """Returns edits that clear devices of nodes that are not planned."""
+    state = {name for name in tree if _is_state(top[name], self.library)}
+    edits = {}
+    for name, node in top.items():
+      follows = any(parse_ref(x)[0] in state for x in node.input)
+      if name in tree or (node.device in devices and not follows):
+        continue
+      is_call = called_function(node, self.library) is not None
+      calls = () if is_call else self._whole_versions(node, "")
+      edits[name] = _Edit("", calls)
     return edits
 
   def _called_version(self, function: str, tree: dict) -> str:
@@ -195,6 +216,13 @@ class _Rewriter:
           function_name=name, registered_op_type=gradient.registered_op_type
         )
     return copy
+
+
+def _is_state(node: NodeDef, library: Mapping) -> bool:
+  """Whether a node is a variable or a table."""
+  definition = definition_of(node, library)
+  outputs = definition.output_arg if definition else ()
+  return any(x.is_ref or x.type == _RESOURCE for x in outputs)
 
 
 def _apply(node: NodeDef, edit: _Edit) -> None:

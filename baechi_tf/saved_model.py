@@ -25,6 +25,8 @@ from baechi_tf.function_library import functions_by_name
 from baechi_tf.graph_files import choose_meta_graph
 from baechi_tf.graph_files import read_saved_model
 from baechi_tf.graph_item import GraphItem
+from baechi_tf.v1_loader import is_v1
+from baechi_tf.v1_loader import load_v1
 
 MetaGraphDef = tf.compat.v1.MetaGraphDef
 
@@ -59,11 +61,20 @@ def load(path: str | os.PathLike, tags: Iterable[str] | None = None):
 
   Raises:
     OSError: there is no such model.
+    RuntimeError: `tf.config.set_soft_device_placement(False)` was called.
   """
+  if not tf.config.get_soft_device_placement():
+    raise RuntimeError(
+      "TensorFlow puts a loaded model's variables on their devices only with"
+      " soft device placement; call tf.config.set_soft_device_placement(True)"
+    )
+  path = os.fspath(path)
+  tags = None if tags is None else list(tags)
+  if is_v1(path):
+    return load_v1(path, tags)
   policy = tf.saved_model.experimental.VariablePolicy.SAVE_VARIABLE_DEVICES
   options = tf.saved_model.LoadOptions(experimental_variable_policy=policy)
-  tags = None if tags is None else list(tags)
-  return tf.saved_model.load(os.fspath(path), tags=tags, options=options)
+  return tf.saved_model.load(path, tags=tags, options=options)
 
 
 def write_saved_model(

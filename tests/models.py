@@ -219,10 +219,19 @@ def save_vocabulary(path, asset_path) -> str:
   return str(path)
 
 
-def save_v1(path, use_resource: bool) -> str:
-  """Saves a TF1-style train step: its ops are in the main graph."""
+def save_v1(path, use_resource: bool, device: str = "") -> str:
+  """Saves a TF1-style train step: its ops are in the main graph.
+
+  All are on the device, which need not be here.
+  """
   v1 = tf.compat.v1
-  with tf.Graph().as_default(), v1.Session() as session:
+  config = v1.ConfigProto(allow_soft_placement=True)
+  graph = tf.Graph()
+  with (
+    graph.as_default(),
+    graph.device(device),
+    v1.Session(graph=graph, config=config) as session,
+  ):
     x = v1.placeholder(tf.float32, [None, FEATURES], name="x")
     y = v1.placeholder(tf.float32, [None, CLASSES], name="y")
     w = v1.get_variable(

@@ -206,6 +206,15 @@ def test_load_puts_variables_and_ops_where_planned(item, plan, placed):
     assert "_Send" in {op for op, _ in nodes.values()}
 
 
+def test_load_without_soft_placement_is_refused(placed):
+  tf.config.set_soft_device_placement(False)
+  try:
+    with pytest.raises(RuntimeError, match="set_soft_device_placement"):
+      saved_model.load(placed)
+  finally:
+    tf.config.set_soft_device_placement(True)
+
+
 @pytest.mark.parametrize("load", [saved_model.load, tf.saved_model.load])
 def test_placed_model_trains_the_same(mlp, placed, load):
   original, loaded = tf.saved_model.load(mlp), load(placed)
@@ -263,21 +272,6 @@ def test_placed_model_reads_back_as_the_same_item(item, plan, placed):
   assert {x: devices[x] for x in real} == {x: plan[x] for x in real}
 
 
-@pytest.mark.parametrize("use_resource", [True, False])
-def test_placed_v1_model_trains_the_same(tmp_path, use_resource):
-  path = models.save_v1(tmp_path / "model", use_resource)
-  item = read_item(path)
-  plan = models.spread(item, DEVICES)
-  out = str(tmp_path / "placed")
-  report = saved_model.write_saved_model(path, out, item, plan)
-  assert report.specialised == ()
-  np.testing.assert_allclose(
-    models.run_v1(out, "train", BATCHES, num_devices=len(DEVICES)),
-    models.run_v1(path, "train", BATCHES),
-    rtol=RTOL,
-  )
-
-
 def test_placed_loop_and_branch_give_the_same(tmp_path):
   path = models.save_loop(tmp_path / "model")
   item = read_item(path)
@@ -307,6 +301,8 @@ def test_write_saved_model_rewrites_the_graph_with_the_tags(tmp_path, as_text):
     devices = {n.name: n.device for n in again.graph_def.node}
     expected = {DEVICES[1]} if placed else {""}
     assert {devices[x] for x in again.op_names} == expected
+  (variable,) = saved_model.load(out, tags=["train"]).variables
+  assert variable.device == DEVICES[1]
 
 
 def test_placed_table_is_on_its_device(tmp_path):
