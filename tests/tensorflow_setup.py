@@ -59,11 +59,18 @@ def executed_nodes(function, **inputs):
   return outputs, nodes
 
 
-def run_script(script: str, *args: str, timeout_s: float = 120):
-  """Runs Python code in a process of its own; returns what came of it."""
+def run_script(script: str, *args: str, timeout_s: float = 120, prefix=()):
+  """Runs Python code in a process of its own; returns what came of it.
+
+  Args:
+    script: the code.
+    *args: its arguments.
+    timeout_s: how long it may take.
+    prefix: what the command begins with, see `private_network`.
+  """
   root = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
   return subprocess.run(
-    [sys.executable, "-c", script, *args],
+    [*prefix, sys.executable, "-c", script, *args],
     cwd=root,
     env={**os.environ, "PYTHONPATH": root},
     capture_output=True,

@@ -34,6 +34,7 @@ from rich.table import Table
 from robust_tf import federated
 from robust_tf.distribute import parameter_server
 from robust_tf.training import child_processes
+from robust_tf.training.private_network import private_network
 from tools import federated_servers
 
 NUM_DEVICES, NUM_EXAMPLES, FEATURES, CLASSES = 100, 5000, 64, 10
@@ -216,10 +217,14 @@ def measure(
 
 def _measure_with(workers: int, flags_given: Sequence[str]) -> Timing:
   """Returns what another process measures: one can connect only once."""
-  with federated_servers.run(workers, 1) as servers:
+  with (
+    private_network() as network,
+    federated_servers.run(workers, 1, network) as servers,
+  ):
     ended = subprocess.run(
       [
-        *(sys.executable, "-m", "tools.bench_fed_async", *flags_given),
+        *(*network, sys.executable, "-m", "tools.bench_fed_async"),
+        *flags_given,
         f"--cluster={json.dumps(servers.cluster)}",
       ],
       env=child_processes.peer_environment(os.environ),

@@ -15,6 +15,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
+from collections.abc import Sequence
 
 from robust_tf.training import child_processes
 
@@ -26,8 +27,11 @@ class Servers:
     cluster: the addresses of each job.
   """
 
-  def __init__(self, num_workers: int, num_servers: int):
+  def __init__(
+    self, num_workers: int, num_servers: int, network: Sequence[str]
+  ):
     """Chooses the addresses; starts nothing."""
+    self._network = network
     addresses = child_processes.free_addresses(num_workers + num_servers)
     self.cluster = {
       "worker": addresses[:num_workers],
@@ -39,7 +43,7 @@ class Servers:
     """Starts a process; it does not answer yet."""
     command = (sys.executable, "-m", __name__, json.dumps(self.cluster))
     self._processes[job, index] = child_processes.start(
-      [*command, job, str(index)],
+      [*self._network, *command, job, str(index)],
       child_processes.peer_environment(os.environ),
       stdin=subprocess.PIPE,
       shows_output=True,
@@ -77,9 +81,18 @@ class Servers:
 
 
 @contextlib.contextmanager
-def run(num_workers: int, num_servers: int) -> Iterator[Servers]:
-  """Starts servers, and ends them at the end; they may not answer yet."""
-  servers = Servers(num_workers, num_servers)
+def run(
+  num_workers: int, num_servers: int, network: Sequence[str] = ()
+) -> Iterator[Servers]:
+  """Starts servers, and ends them at the end; they may not answer yet.
+
+  Args:
+    num_workers: how many workers.
+    num_servers: how many parameter servers.
+    network: what a command begins with that runs in their network, see
+      `private_network`; the coordinator must be in it too.
+  """
+  servers = Servers(num_workers, num_servers, network)
   try:
     servers.start_all()
     yield servers

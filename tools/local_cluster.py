@@ -7,6 +7,10 @@ itself and the others:
     python -m tools.local_cluster --workers=3 -- \
         robust-train --strategy=multi_worker --aggregator=median
 
+They are in a network of their own, because TensorFlow's servers listen on
+every interface and ask for no password; --listen_on_network leaves them in this
+machine's.
+
 Every line that a process writes is shown with its worker's number, and kept in
 a file of its own. When one fails, or time is up, or on Ctrl-C, all are ended;
 the last lines of the one that failed are shown again, and its exit code is
@@ -31,6 +35,8 @@ from absl import app
 from absl import flags
 
 from robust_tf.training import child_processes
+from robust_tf.training.private_network import NotAllowedError
+from robust_tf.training.private_network import private_network
 from robust_tf.training.uninterrupted import interrupt
 from robust_tf.training.uninterrupted import uninterrupted
 
@@ -92,7 +98,8 @@ def run(
     command: the program and its arguments, the same for all.
     num_workers: how many processes.
     log_directory: made if it is not there; gets worker_0.log and so on.
-    hosts: where each process runs; by default at free ports of this machine.
+    hosts: where each process runs; by default at free ports of this machine,
+      in the network that the command runs in.
     timeout_s: after how long all are ended; None for never.
     environment: the variables of all, by default this process's.
     show: called with each line of output, with its worker's number in front.
@@ -210,13 +217,22 @@ def main(argv: list[str]) -> int:
   signal.signal(signal.SIGTERM, interrupt)
   directory = values.logs or tempfile.mkdtemp(prefix="local_cluster_")
   try:
-    outcome = run(
-      argv[1:],
-      values.workers,
-      log_directory=directory,
-      timeout_s=values.timeout_s,
-      show=lambda line: print(line, flush=True),
-    )
+    with contextlib.ExitStack() as stack:
+      network = ()
+      if not values.listen_on_network:
+        network = stack.enter_context(private_network())
+      outcome = run(
+        [*network, *argv[1:]] if argv[1:] else [],
+        values.workers,
+        log_directory=directory,
+        timeout_s=values.timeout_s,
+        show=lambda line: print(line, flush=True),
+      )
+  except NotAllowedError as error:
+    raise app.UsageError(
+      f"{error}; without a network of their own the processes need"
+      " --listen_on_network"
+    ) from error
   except (OSError, ValueError) as error:
     raise app.UsageError(str(error)) from error
   except KeyboardInterrupt as stopped:
@@ -230,6 +246,9 @@ def define_flags() -> None:
   flags.DEFINE_integer("workers", 2, "How many processes.", lower_bound=1)
   flags.DEFINE_string(
     "logs", None, "Where each one's output is kept; a new directory if unset."
+  )
+  flags.DEFINE_bool(
+    "listen_on_network", False, "Whether other machines may reach them."
   )
   flags.DEFINE_float(
     "timeout_s", None, "After how many seconds all are ended.", lower_bound=0

@@ -16,6 +16,7 @@ import shutil
 import subprocess
 from collections.abc import Iterator
 
+from robust_tf.training.private_network import NotAllowedError
 from robust_tf.training.uninterrupted import uninterrupted
 from tools.local_cluster import Host
 
@@ -27,10 +28,6 @@ _TIMER_HZ = 250  # the bucket holds what a link carries between two timer ticks
 _SMALLEST_BURST_BYTES = 16384
 _BRIDGE = "bridge0"
 _MOST_HOSTS = 250  # addresses of 10.0.0.0/24
-
-
-class NotAllowedError(Exception):
-  """The system does not let this process make such a network."""
 
 
 @dataclasses.dataclass(frozen=True)

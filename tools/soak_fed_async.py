@@ -36,6 +36,7 @@ from robust_tf.federated.events import REFUSED
 from robust_tf.federated.events import RETRIED
 from robust_tf.federated.events import STARTED
 from robust_tf.federated.tasks import Task
+from robust_tf.training import private_network
 from tools import federated_servers
 
 NUM_DEVICES, NUM_EXAMPLES, FEATURES, CLASSES = 100, 2000, 32, 10
@@ -265,5 +266,6 @@ def define_flags() -> None:
 
 if __name__ == "__main__":
   os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+  private_network.enter()  # servers ask for no password
   define_flags()
   app.run(main)

@@ -4,6 +4,7 @@ import argparse
 import itertools
 import json
 import math
+import sys
 
 from baechi_tf.cli.help import add_json
 from baechi_tf.cli.help import add_subparser
@@ -15,7 +16,9 @@ _DESCRIPTION = """\
 Sends tensors of 1 B to 64 MiB to and fro between every two devices, fits
 latency and bandwidth, and prints them as TOML to paste into a cluster file.
 To measure between hosts, start one process on each, with the same --host
-options; all but the one that measures also get --serve.
+options; all but the one that measures also get --serve. TensorFlow's servers
+listen on every interface and ask for no password: measure between hosts on a
+trusted network only.
 """
 _EXAMPLE = """\
 baechi bench-links --device /device:GPU:0 --device /device:GPU:1
@@ -85,6 +88,13 @@ def run(args: argparse.Namespace) -> None:
 
   target = ""
   if args.host:
+    print(
+      "baechi: warning: TensorFlow's server listens on every interface and asks"
+      " for no password; whoever reaches this machine can read and write files"
+      " as this user: use a trusted network only",
+      file=sys.stderr,
+      flush=True,
+    )
     server = communication.start_server(args.host, args.task)
     if args.serve:
       server.join()

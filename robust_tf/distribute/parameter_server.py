@@ -39,6 +39,10 @@ def serve(
 ) -> None:
   """Is one of a cluster's servers, for as long as the process lives.
 
+  It listens on every interface, whatever its address says, and does what
+  anyone asks who connects, reading and writing files included: TensorFlow has
+  no passwords. Use a trusted network only.
+
   Args:
     cluster: the addresses of each job, `worker` and `ps`.
     job: of this process.
@@ -106,8 +110,8 @@ def connect(
   """Returns the coordinator of a cluster, which this process then is.
 
   It must be called before TensorFlow has run anything here. From then on this
-  process does not wait for workers that hang, see
-  `compatibility.let_workers_hang`.
+  process listens on every interface too, see `serve`, and does not wait for
+  workers that hang, see `compatibility.let_workers_hang`.
 
   Args:
     cluster: the addresses of each job, `worker` and `ps`.

@@ -6,6 +6,7 @@ import shutil
 import signal
 import sys
 import tempfile
+from collections.abc import Iterator
 from collections.abc import Sequence
 from typing import NoReturn
 
@@ -15,6 +16,9 @@ from robust_tf.training.cluster_task import PS
 from robust_tf.training.cluster_task import WORKER
 from robust_tf.training.data import load
 from robust_tf.training.parts import make_parts
+from robust_tf.training.private_network import is_private
+from robust_tf.training.private_network import NotAllowedError
+from robust_tf.training.private_network import private_network
 from robust_tf.training.settings import Settings
 from robust_tf.training.supervisor import Supervisor
 from robust_tf.training.uninterrupted import interrupt
@@ -32,7 +36,7 @@ def supervise(settings: Settings, argv: Sequence[str]) -> int:
   Raises:
     OSError: a process cannot be started, or a file not be written.
     ValueError: the examples, the output or the environment are not as they
-      must be.
+      must be, or the system allows no private network.
   """
   if os.environ.get("TF_CONFIG"):
     raise ValueError(
@@ -43,6 +47,11 @@ def supervise(settings: Settings, argv: Sequence[str]) -> int:
   make_parts(settings, load(settings.data, settings.seed))
   signal.signal(signal.SIGTERM, interrupt)  # must end the processes too
   with contextlib.ExitStack() as stack:
+    network = ()
+    if settings.listen_on_network:
+      warn_of_listening()
+    else:
+      network = stack.enter_context(_private_network())
     if settings.output:
       stack.enter_context(
         output.run_folder(settings.output, settings.flags, settings.overwrite)
@@ -51,7 +60,7 @@ def supervise(settings: Settings, argv: Sequence[str]) -> int:
     else:
       logs = tempfile.mkdtemp(prefix="robust_train_")
     code = Supervisor(
-      [sys.executable, "-m", _MEMBER, *argv],
+      [*network, sys.executable, "-m", _MEMBER, *argv],
       settings.local_cluster,
       max_restarts=settings.max_restarts,
       log_directory=logs,
@@ -59,6 +68,32 @@ def supervise(settings: Settings, argv: Sequence[str]) -> int:
   if not (settings.output or code):
     shutil.rmtree(logs)
   return code
+
+
+def warn_of_listening() -> None:
+  """Says on stderr who can use TensorFlow's servers, if others can at all."""
+  if not is_private():
+    print(
+      "robust-train: warning: TensorFlow's servers listen on every interface"
+      " and ask for no password; whoever reaches this machine can read and"
+      " write files as this user: use a trusted network only",
+      file=sys.stderr,
+      flush=True,
+    )
+
+
+@contextlib.contextmanager
+def _private_network() -> Iterator[tuple[str, ...]]:
+  try:
+    with private_network() as prefix:
+      yield prefix
+  except NotAllowedError as error:
+    raise ValueError(
+      "--local_cluster runs in a network of its own, because TensorFlow's"
+      " servers listen on every interface and ask for no password; this system"
+      f" allows none: {error}. Give --listen_on_network if you trust everyone"
+      " who reaches this machine"
+    ) from None
 
 
 def serve(task: ClusterTask, settings: Settings) -> NoReturn:

@@ -275,6 +275,13 @@ def define_cluster_flags(values: flags.FlagValues) -> None:
     serializer=ClusterSizeSerializer(),
     **group,
   )
+  flags.DEFINE_bool(
+    "listen_on_network",
+    False,
+    "With --local_cluster: lets other machines connect to the processes, which"
+    " ask for no password. Default: they run in a network of their own.",
+    **group,
+  )
   flags.DEFINE_integer(
     "max_restarts",
     None,

@@ -104,8 +104,9 @@ def _check_strategy(values: Mapping[str, object], settings) -> None:
           f"--{name} is not for --strategy={strategy}; it is taken by"
           " --strategy=parameter_server"
         )
-  if values["max_restarts"] is not None and values["local_cluster"] is None:
-    raise ValueError("--max_restarts needs --local_cluster")
+  for name in ("max_restarts", "listen_on_network"):
+    if values[name] not in (None, False) and values["local_cluster"] is None:
+      raise ValueError(f"--{name} needs --local_cluster")
   for name in ("deadline_s", "cluster_timeout_s"):
     if values[name] is not None and values[name] <= 0:
       raise ValueError(f"--{name}={values[name]} must be above 0")

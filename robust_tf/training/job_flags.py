@@ -26,8 +26,11 @@ RUN = "the run"
 
 MODELS = ("mlp", "cnn")
 STRATEGIES = ("none", "mirrored", "multi_worker", "parameter_server")
-# Flags that say where a run's files go, and nothing about the run.
-PLACE = frozenset({"output", "overwrite", "heartbeat_timeout_s"})
+# Flags that say where a run's files go and how its processes talk, and
+# nothing about the run.
+PLACE = frozenset(
+  {"output", "overwrite", "heartbeat_timeout_s", "listen_on_network"}
+)
 
 # Of absl's own, which are no settings.
 _ABSL = frozenset({"flagfile", "undefok"})

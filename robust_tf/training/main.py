@@ -23,6 +23,7 @@ from robust_tf.training.batches import WorkerBatches
 from robust_tf.training.choices import LABEL_FLIP
 from robust_tf.training.cluster_roles import serve
 from robust_tf.training.cluster_roles import supervise
+from robust_tf.training.cluster_roles import warn_of_listening
 from robust_tf.training.cluster_task import CHIEF
 from robust_tf.training.cluster_task import this_task
 from robust_tf.training.data import Dataset
@@ -39,6 +40,7 @@ STALLED = 1  # all that devices pushed was refused
 BAD_INPUT = 2
 INTERRUPTED = 128 + signal.SIGINT
 
+_WITH_SERVERS = ("multi_worker", "parameter_server")
 _HELP = {"-h", "-help", "--help", "--helpfull", "--helpshort"}
 
 
@@ -98,15 +100,18 @@ def _prepare(settings: Settings, is_member: bool, stack: contextlib.ExitStack):
     ValueError: the input is bad.
     OSError: a file cannot be read or written, or a process does not answer.
   """
+  process = this_process(settings.strategy)
   task = None
   if settings.strategy == "parameter_server":
     task = this_task()
+  if settings.strategy in _WITH_SERVERS and not is_member:
+    warn_of_listening()
+  if task:
     if task.job != CHIEF:
       with _silent_stderr():
         import tensorflow  # noqa: F401  here, where it is silent
       serve(task, settings)
     _bear_with_losses()
-  process = this_process(settings.strategy)
   if settings.workers % process.count:
     raise ValueError(
       f"--workers={settings.workers} cannot be spread evenly over the"

@@ -60,6 +60,7 @@ class Settings:
   algorithm: str
   algorithm_arguments: Arguments
   local_cluster: ClusterSize | None
+  listen_on_network: bool
   max_restarts: int
   cluster_timeout_s: float
   learning_rate: float

@@ -9,6 +9,7 @@ import pytest
 from robust_tf.distribute import compatibility
 from robust_tf.distribute.compatibility import StrategyKind
 from robust_tf.training import child_processes
+from tests.robust_tf.server_network import server_network
 from tests.tensorflow_setup import DEVICES
 from tests.tensorflow_setup import run_script
 from tests.tensorflow_setup import tf
@@ -123,7 +124,9 @@ print(compatibility.strategy_kind(strategy).name)
 
 
 def test_kind_with_parameter_servers_is_seen():
-  result = run_script(PARAMETER_SERVERS, *child_processes.free_addresses(2))
+  addresses = child_processes.free_addresses(2)
+  with server_network() as prefix:
+    result = run_script(PARAMETER_SERVERS, *addresses, prefix=prefix)
   assert result.stdout.split() == ["PARAMETER_SERVER"], result.stderr
 
 

@@ -19,6 +19,7 @@ from robust_tf.federated.tasks import Task
 from robust_tf.federated.validation_examples import validation_examples
 from robust_tf.training import child_processes
 from tests.robust_tf import oracles
+from tests.robust_tf.server_network import server_network
 
 CLASSES, FEATURES, EXAMPLES = 3, 5, 200
 RATE, RHO = 0.2, 0.3  # of the local steps
@@ -40,18 +41,19 @@ TOLERANCE = 1e-5
 
 def run_module(name: str, *args, timeout_s: float) -> None:
   """Runs a module that is the coordinator of a cluster, and checks its end."""
-  ended = subprocess.run(
-    [sys.executable, "-m", name, *map(str, args)],
-    env={
-      **child_processes.peer_environment(os.environ),
-      "TF_CPP_MIN_LOG_LEVEL": "3",
-      "CUDA_VISIBLE_DEVICES": "-1",
-    },
-    capture_output=True,
-    text=True,
-    timeout=timeout_s,
-    check=False,
-  )
+  with server_network() as prefix:
+    ended = subprocess.run(
+      [*prefix, sys.executable, "-m", name, *map(str, args)],
+      env={
+        **child_processes.peer_environment(os.environ),
+        "TF_CPP_MIN_LOG_LEVEL": "3",
+        "CUDA_VISIBLE_DEVICES": "-1",
+      },
+      capture_output=True,
+      text=True,
+      timeout=timeout_s,
+      check=False,
+    )
   assert ended.returncode == 0, ended.stderr[-4000:]
 
 

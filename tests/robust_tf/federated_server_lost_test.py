@@ -14,6 +14,7 @@ from robust_tf.federated.sampling import permutation
 from robust_tf.training import child_processes
 from tests.robust_tf import federated_replay as replay
 from tests.robust_tf import federated_rounds
+from tests.robust_tf.server_network import server_network
 from tools import federated_servers
 
 ROUNDS, LOST_AT = 12, 5
@@ -22,9 +23,9 @@ TIMEOUT_S = 120
 pytestmark = [pytest.mark.slow, pytest.mark.process]
 
 
-def run(cluster, state, versions, on_line=lambda line: None):
+def run(prefix, cluster, state, versions, on_line=lambda line: None):
   """Runs a coordinator; returns its exit code and all that it wrote."""
-  command = [sys.executable, "-m", federated_rounds.__name__]
+  command = [*prefix, sys.executable, "-m", federated_rounds.__name__]
   output = []
   with subprocess.Popen(
     [*command, json.dumps(cluster), str(state), str(versions)],
@@ -76,13 +77,16 @@ def test_run_goes_on_in_a_new_process_as_if_nothing_had_happened(
   tmp_path, loss, told
 ):
   state = tmp_path / "state"
-  with federated_servers.run(num_workers=2, num_servers=1) as servers:
+  with (
+    server_network() as prefix,
+    federated_servers.run(2, 1, prefix) as servers,
+  ):
 
     def lose(line):
       if line == f"round {LOST_AT}\n":
         getattr(servers, loss)("ps", 0)
 
-    code, output = run(servers.cluster, state, 10**6, lose)
+    code, output = run(prefix, servers.cluster, state, 10**6, lose)
     assert code == federated_rounds.LOST, output[-4000:]
     assert f"lost: {told}" in output
     done = pickle.loads(state.read_bytes())[0]["version"]
@@ -90,7 +94,7 @@ def test_run_goes_on_in_a_new_process_as_if_nothing_had_happened(
     if loss == "stop":
       servers.kill("ps", 0)
     servers.start("ps", 0)
-    code, output = run(servers.cluster, state, done + ROUNDS)
+    code, output = run(prefix, servers.cluster, state, done + ROUNDS)
     assert code == 0, output[-4000:]
     assert f"round {done + 1}\n" in output
     assert "round 1\n" not in output

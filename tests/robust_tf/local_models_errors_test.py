@@ -17,6 +17,7 @@ from tests.robust_tf.mirrored_fits import compiled
 from tests.robust_tf.mirrored_fits import data
 from tests.robust_tf.mirrored_fits import fit
 from tests.robust_tf.mirrored_fits import network
+from tests.robust_tf.server_network import server_network
 
 NAMES = (
   "AdaAlter",
@@ -334,7 +335,10 @@ with strategy.scope():
 @pytest.mark.slow
 def test_parameter_server_strategy_is_refused():
   # A process of its own: such a strategy hangs where devices are configured.
-  done = tensorflow_setup.run_script(PARAMETER_SERVER, timeout_s=300)
+  with server_network() as prefix:
+    done = tensorflow_setup.run_script(
+      PARAMETER_SERVER, timeout_s=300, prefix=prefix
+    )
   assert done.returncode == 0, done.stderr
   lines = done.stdout.splitlines()
   assert len(lines) == 4

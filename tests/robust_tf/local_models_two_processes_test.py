@@ -12,6 +12,7 @@ import pytest
 from tests.robust_tf import local_models_two_processes as processes
 from tests.robust_tf import mirrored_fits
 from tests.robust_tf.local_fits import OPTIMIZERS
+from tests.robust_tf.server_network import server_network
 from tools import local_cluster
 
 pytestmark = pytest.mark.slow
@@ -25,23 +26,25 @@ ROUNDING = 1e-5
 def results(tmp_path_factory):
   """What came of an optimizer in each process."""
   directory = tmp_path_factory.mktemp("local_models")
-  outcome = local_cluster.run(
-    [
-      sys.executable,
-      "-m",
-      "tests.robust_tf.local_models_two_processes",
-      str(directory),
-    ],
-    processes.NUM_PROCESSES,
-    log_directory=str(directory / "logs"),
-    timeout_s=600,
-    environment={
-      **os.environ,
-      "CUDA_VISIBLE_DEVICES": "-1",
-      "PYTHONPATH": str(ROOT),
-      "TF_CPP_MIN_LOG_LEVEL": "2",
-    },
-  )
+  with server_network() as prefix:
+    outcome = local_cluster.run(
+      [
+        *prefix,
+        sys.executable,
+        "-m",
+        "tests.robust_tf.local_models_two_processes",
+        str(directory),
+      ],
+      processes.NUM_PROCESSES,
+      log_directory=str(directory / "logs"),
+      timeout_s=600,
+      environment={
+        **os.environ,
+        "CUDA_VISIBLE_DEVICES": "-1",
+        "PYTHONPATH": str(ROOT),
+        "TF_CPP_MIN_LOG_LEVEL": "2",
+      },
+    )
   assert outcome.exit_code == 0, outcome.tail(outcome.failed or 0)
   return lambda name: [
     np.load(directory / f"{name}_{process}.npz")

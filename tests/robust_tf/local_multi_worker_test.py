@@ -13,6 +13,7 @@ from tests.robust_tf import local_cases as cases
 from tests.robust_tf import local_training as training
 from tests.robust_tf import multi_worker_problem as network
 from tests.robust_tf.local_multi_worker_training import NUM_STEPS
+from tests.robust_tf.server_network import server_network
 from tools import local_cluster
 
 pytestmark = [pytest.mark.slow, pytest.mark.process]
@@ -37,18 +38,19 @@ TOLERANCE = 1e-5
 def results(tmp_path_factory):
   """What each process saw of each run: results(name)[worker][state]."""
   directory = tmp_path_factory.mktemp("local_multi_worker")
-  outcome = local_cluster.run(
-    [sys.executable, "-m", SCRIPT, str(directory), *NAMES],
-    network.NUM_WORKERS,
-    log_directory=str(directory / "logs"),
-    timeout_s=600,
-    environment={
-      **os.environ,
-      "CUDA_VISIBLE_DEVICES": "-1",
-      "PYTHONPATH": str(ROOT),
-      "TF_CPP_MIN_LOG_LEVEL": "2",
-    },
-  )
+  with server_network() as prefix:
+    outcome = local_cluster.run(
+      [*prefix, sys.executable, "-m", SCRIPT, str(directory), *NAMES],
+      network.NUM_WORKERS,
+      log_directory=str(directory / "logs"),
+      timeout_s=600,
+      environment={
+        **os.environ,
+        "CUDA_VISIBLE_DEVICES": "-1",
+        "PYTHONPATH": str(ROOT),
+        "TF_CPP_MIN_LOG_LEVEL": "2",
+      },
+    )
   assert outcome.exit_code == 0, outcome.tail(outcome.failed or 0)
   return lambda name: [
     np.load(directory / f"{name}_{worker}.npz")

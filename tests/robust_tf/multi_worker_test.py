@@ -9,6 +9,7 @@ import pytest
 
 from tests.robust_tf import multi_worker_problem as problem
 from tests.robust_tf import oracles
+from tests.robust_tf.server_network import server_network
 from tools import local_cluster
 
 pytestmark = [pytest.mark.slow, pytest.mark.process]
@@ -36,13 +37,14 @@ def results(tmp_path_factory):
     "PYTHONPATH": str(ROOT),
     "TF_CPP_MIN_LOG_LEVEL": "2",
   }
-  outcome = local_cluster.run(
-    [sys.executable, "-m", SCRIPT, str(directory), *ORACLES],
-    problem.NUM_WORKERS,
-    log_directory=str(directory / "logs"),
-    timeout_s=600,
-    environment=environment,
-  )
+  with server_network() as prefix:
+    outcome = local_cluster.run(
+      [*prefix, sys.executable, "-m", SCRIPT, str(directory), *ORACLES],
+      problem.NUM_WORKERS,
+      log_directory=str(directory / "logs"),
+      timeout_s=600,
+      environment=environment,
+    )
   assert outcome.exit_code == 0, outcome.tail(outcome.failed or 0)
   return lambda name: [
     np.load(directory / f"{name}_{worker}.npz")

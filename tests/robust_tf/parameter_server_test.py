@@ -11,6 +11,7 @@ import pytest
 from robust_tf.distribute import message
 from robust_tf.distribute import parameter_server
 from robust_tf.training import child_processes
+from tests.robust_tf.server_network import server_network
 from tests.tensorflow_setup import run_script
 from tests.tensorflow_setup import tf
 
@@ -127,7 +128,8 @@ def test_model_is_of_one_version_while_another_is_written():
     print("all whole", flush=True)
     os._exit(0)
   """)
-  ended = run_script(script)
+  with server_network() as prefix:
+    ended = run_script(script, prefix=prefix)
   assert "all whole" in ended.stdout, ended.stderr[-4000:]
   assert "AssertionError" not in ended.stderr
 

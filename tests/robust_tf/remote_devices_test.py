@@ -5,6 +5,7 @@ import textwrap
 
 import pytest
 
+from tests.robust_tf.server_network import server_network
 from tests.tensorflow_setup import run_script
 
 
@@ -57,7 +58,8 @@ def found():
     print(json.dumps(found), flush=True)
     os._exit(0)
   """)
-  ended = run_script(script)
+  with server_network() as prefix:
+    ended = run_script(script, prefix=prefix)
   assert ended.returncode == 0, ended.stderr[-4000:]
   return json.loads(ended.stdout.splitlines()[-1])
 

@@ -15,6 +15,7 @@ from robust_tf import ValidationLoss
 from robust_tf.attacks import Byzantine
 from tests import tensorflow_setup
 from tests.robust_tf import replicas
+from tests.robust_tf.server_network import server_network
 
 ZENO = functools.partial(aggregators.zeno, num_suspected=1)
 
@@ -277,7 +278,8 @@ with strategy.scope():
 
 def test_parameter_server_strategy_is_refused():
   # A process of its own: such a strategy hangs where devices are configured.
-  done = tensorflow_setup.run_script(PARAMETER_SERVER)
+  with server_network() as prefix:
+    done = tensorflow_setup.run_script(PARAMETER_SERVER, prefix=prefix)
   assert done.returncode == 0, done.stderr
   assert "refused: under ParameterServerStrategy" in done.stdout
   assert "let the coordinator do it" in done.stdout

@@ -1,9 +1,11 @@
 """robust-train over real processes, which are killed."""
 
+import contextlib
 import json
 import os
 import pathlib
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -17,6 +19,8 @@ from robust_tf.training.cluster_task import CHIEF
 from robust_tf.training.cluster_task import ClusterTask
 from robust_tf.training.cluster_task import PS
 from robust_tf.training.cluster_task import WORKER
+from tests.robust_tf.server_network import local_cluster_flags
+from tests.robust_tf.server_network import server_network
 from tests.tensorflow_setup import tf  # noqa: F401  sets TensorFlow up
 
 # Each run is several processes, with TensorFlow to load.
@@ -43,7 +47,12 @@ SLSGD = (
   "--evaluate_every=10",
   "--steps=400",
 )
-CLUSTER = ("--strategy=parameter_server", "--local_cluster=workers:2,ps:1")
+LISTENING = local_cluster_flags()
+CLUSTER = (
+  "--strategy=parameter_server",
+  "--local_cluster=workers:2,ps:1",
+  *LISTENING,
+)
 
 
 # How much TensorFlow logs is the command's own choice here.
@@ -55,9 +64,9 @@ def environment(**changes):
   return {**kept, "PYTHONPATH": str(ROOT), **changes}
 
 
-def start(*argv, **changes):
+def start(*argv, prefix=(), **changes):
   return subprocess.Popen(
-    [*COMMAND, *argv],
+    [*prefix, *COMMAND, *argv],
     env=environment(**changes),
     stdout=subprocess.PIPE,
     stderr=subprocess.PIPE,
@@ -80,6 +89,12 @@ def finish(process):
   return error
 
 
+def without_warning(error):
+  """Returns what a process of TF_CONFIG complains of."""
+  first, newline, rest = error.partition("\n")
+  return rest if first.startswith("robust-train: warning: ") else error
+
+
 def wait_until(condition, process):
   """Waits for something that a process does; ends it if that goes wrong."""
   deadline = time.monotonic() + TIMEOUT_S
@@ -95,6 +110,14 @@ def wait_until(condition, process):
 
 def members(supervisor):
   """Returns the processes of a supervisor, by job and index."""
+  return {
+    (config["task"]["type"], config["task"]["index"]): pid
+    for pid, config in configs(supervisor).items()
+  }
+
+
+def configs(supervisor):
+  """Returns the TF_CONFIG of each process of a supervisor, by its number."""
   path = pathlib.Path(f"/proc/{supervisor.pid}/task/{supervisor.pid}/children")
   found = {}
   for pid in map(int, path.read_text().split()):
@@ -104,8 +127,25 @@ def members(supervisor):
       continue  # it has just ended
     for variable in variables.split(b"\0"):
       if variable.startswith(b"TF_CONFIG="):
-        task = json.loads(variable.partition(b"=")[2])["task"]
-        found[task["type"], task["index"]] = pid
+        found[pid] = json.loads(variable.partition(b"=")[2])
+  return found
+
+
+def connections(supervisor):
+  """Returns where processes of a cluster answer, of all this host's addresses.
+
+  Where not even loopback connects, no other host's connection arrives.
+  """
+  (config, *_) = configs(supervisor).values()
+  addresses = [x for job in config["cluster"].values() for x in job]
+  assert len(addresses) == 4
+  ports = [int(x.partition(":")[2]) for x in addresses]
+  hosts = {"localhost", *socket.gethostbyname_ex(socket.gethostname())[2]}
+  found = []
+  for peer in ((host, port) for host in hosts for port in ports):
+    with contextlib.suppress(ConnectionRefusedError):
+      socket.create_connection(peer, timeout=5).close()
+      found.append(peer)
   return found
 
 
@@ -129,8 +169,14 @@ def in_process(tmp_path_factory):
 
 @pytest.mark.process
 def test_local_cluster_equals_one_process(in_process, tmp_path):
-  error = run(*SLSGD, *CLUSTER, f"--output={tmp_path}")
-  assert error == ""
+  with start(*SLSGD, *CLUSTER, f"--output={tmp_path}") as process:
+    saved = tmp_path / output.CHECKPOINTS / "ckpt-50.index"
+    wait_until(saved.exists, process)
+    answered = connections(process)
+    error = finish(process)
+  if not LISTENING:
+    assert answered == []
+    assert error == ""
   assert_equal(tmp_path, in_process)
   result, expected = (
     json.loads((folder / output.RESULT).read_text())
@@ -210,16 +256,17 @@ def test_processes_of_tf_config_train_together(in_process, tmp_path):
   argv = (*SLSGD, "--strategy=parameter_server", f"--output={tmp_path}")
   processes = []
   try:
-    for job in (PS, WORKER, CHIEF):
-      task = ClusterTask(cluster, job, 0)
-      processes.append(start(*argv, TF_CONFIG=task.to_json()))
-    finish(processes[-1])
+    with server_network() as prefix:
+      for job in (PS, WORKER, CHIEF):
+        config = ClusterTask(cluster, job, 0).to_json()
+        processes.append(start(*argv, prefix=prefix, TF_CONFIG=config))
+      finish(processes[-1])
     for process in processes[:-1]:
       assert process.poll() is None  # until it is ended
       process.terminate()
       out, error = process.communicate(timeout=TIMEOUT_S)
       assert " 0 is up at localhost:" in out
-      assert error == ""
+      assert without_warning(error) == ""
   finally:
     for process in processes:
       process.kill()
@@ -239,6 +286,7 @@ def test_address_that_does_not_answer_is_named_in_time(tmp_path):
     finally:
       process.kill()
   assert process.returncode == 2
+  error = without_warning(error)
   assert error.startswith("robust-train: no answer within 2 s from ps 0 at")
   assert f"worker 0 at {addresses[2]}" in error
   assert error.count("\n") == 1
@@ -246,8 +294,6 @@ def test_address_that_does_not_answer_is_named_in_time(tmp_path):
 
 @pytest.mark.process
 def test_port_that_is_taken_is_named():
-  import socket
-
   with socket.create_server(("localhost", 0)) as listening:
     address = f"localhost:{listening.getsockname()[1]}"
     cluster = {CHIEF: ["localhost:1"], PS: ["localhost:2"], WORKER: [address]}

@@ -10,6 +10,7 @@ import time
 import pytest
 
 from robust_tf.training import output
+from tests.robust_tf.server_network import server_network
 from tests.tensorflow_setup import tf
 from tools import local_cluster
 
@@ -124,13 +125,14 @@ def test_run_killed_while_it_saves_goes_on(tmp_path):
 
 
 def cluster(folder, logs, *argv):
-  return local_cluster.run(
-    [*COMMAND, *argv, f"--output={folder}"],
-    3,
-    log_directory=str(logs),
-    timeout_s=TIMEOUT_S,
-    environment=environment(),
-  )
+  with server_network() as prefix:
+    return local_cluster.run(
+      [*prefix, *COMMAND, *argv, f"--output={folder}"],
+      3,
+      log_directory=str(logs),
+      timeout_s=TIMEOUT_S,
+      environment=environment(),
+    )
 
 
 def test_processes_give_the_numbers_of_one_and_resume(tmp_path):

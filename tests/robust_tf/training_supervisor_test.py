@@ -14,6 +14,7 @@ import pytest
 from robust_tf.training.federated_flags import ClusterSize
 from robust_tf.training.supervisor import Supervisor
 from robust_tf.training.supervisor import TRY_AGAIN
+from tests.robust_tf.server_network import local_cluster_flags
 
 ROOT = pathlib.Path(__file__).parents[2]
 TIMEOUT_S = 60
@@ -215,6 +216,7 @@ def program(tmp_path, *argv):
       "from robust_tf.training.main import run; run()",
       *("--algorithm=fed_avg", "--devices_per_round=2", "--workers=4"),
       *("--strategy=parameter_server", "--local_cluster=workers:1,ps:1"),
+      *local_cluster_flags(),
       *(f"--output={tmp_path / 'out'}", "--data=synthetic", *argv),
     ],
     cwd=ROOT,

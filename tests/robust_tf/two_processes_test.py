@@ -11,6 +11,7 @@ from tests.tensorflow_setup import tf  # isort: skip
 
 from tests.robust_tf import replicas
 from tests.robust_tf import two_processes
+from tests.robust_tf.server_network import server_network
 from tools import local_cluster
 
 pytestmark = [pytest.mark.slow, pytest.mark.process]
@@ -22,18 +23,25 @@ ROOT = pathlib.Path(__file__).parents[2]
 def directory(tmp_path_factory):
   """Where two processes wrote what came out of each case."""
   directory = tmp_path_factory.mktemp("two_processes")
-  outcome = local_cluster.run(
-    [sys.executable, "-m", "tests.robust_tf.two_processes", str(directory)],
-    two_processes.NUM_PROCESSES,
-    log_directory=str(directory / "logs"),
-    timeout_s=600,
-    environment={
-      **os.environ,
-      "CUDA_VISIBLE_DEVICES": "-1",
-      "PYTHONPATH": str(ROOT),
-      "TF_CPP_MIN_LOG_LEVEL": "2",
-    },
-  )
+  with server_network() as prefix:
+    outcome = local_cluster.run(
+      [
+        *prefix,
+        sys.executable,
+        "-m",
+        "tests.robust_tf.two_processes",
+        str(directory),
+      ],
+      two_processes.NUM_PROCESSES,
+      log_directory=str(directory / "logs"),
+      timeout_s=600,
+      environment={
+        **os.environ,
+        "CUDA_VISIBLE_DEVICES": "-1",
+        "PYTHONPATH": str(ROOT),
+        "TF_CPP_MIN_LOG_LEVEL": "2",
+      },
+    )
   assert outcome.exit_code == 0, outcome.tail(outcome.failed or 0)
   return directory
 
