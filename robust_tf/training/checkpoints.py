@@ -5,24 +5,34 @@ latest only when all of it is written. It holds the weights, the journal, and
 the optimizer with its counters and where the server's own batches are, or the
 state of the server that few devices at a time train with; workers' batches
 follow from the step, so nothing else is needed to go on exactly.
+
+A run goes on from the newest checkpoint that is whole, see `saved_steps`.
 """
 
 import os
+import sys
 import tempfile
 from collections.abc import Mapping
 
 import keras
 import tensorflow as tf
 
+from robust_tf.training import saved_steps
 from robust_tf.training.journal import Journal
 from robust_tf.training.output import check_same
 from robust_tf.training.process import Process
+from robust_tf.training.saved_steps import checkpoint_name
+from robust_tf.training.saved_steps import SavedSteps
 
-_KEPT = 2
+KEPT = 2
 
 
 class Checkpoints:
-  """Saves and restores a run."""
+  """Saves and restores a run.
+
+  Attributes:
+    found: what there is to go on from.
+  """
 
   def __init__(
     self,
@@ -33,7 +43,7 @@ class Checkpoints:
     *,
     of_each_process: bool = False,
   ):
-    """Says what is saved, and where.
+    """Says what is saved, and where; reads what is there.
 
     Args:
       directory: of the checkpoints.
@@ -43,23 +53,56 @@ class Checkpoints:
       of_each_process: whether each process saves what its own workers keep,
         in a folder of its own, and goes on from there. If not, all go on from
         what the chief saves, and what others do is thrown away.
+
+    Raises:
+      OSError: the folder cannot be read.
     """
     self._journal = journal
     self._checkpoint = tf.train.Checkpoint(journal=journal, **parts)
     if of_each_process and not process.is_chief:
       directory = os.path.join(directory, f"process_{process.index}")
-    self._directory = written = directory
-    if not (process.is_chief or of_each_process):
-      self._thrown_away = tempfile.TemporaryDirectory()
-      written = self._thrown_away.name
-    self._manager = tf.train.CheckpointManager(
-      self._checkpoint, written, max_to_keep=_KEPT
-    )
+    self._directory = directory
+    self._is_owner = process.is_chief or of_each_process
+    self._manager = None
+    self.found: SavedSteps = saved_steps.read(directory)
 
-  def latest_step(self) -> int:
-    """Returns the step of the latest checkpoint, 0 if there is none."""
-    path = tf.train.latest_checkpoint(self._directory)
-    return int(path.rpartition("-")[2]) if path else 0
+  def start(self, step: int, damage: Mapping[str, str] | None = None) -> None:
+    """Begins to save, after the step that the run goes on from.
+
+    It says what is damaged.
+
+    Args:
+      step: 0 if the run begins anew.
+      damage: of other files that the run needs to go on, as in `found`.
+
+    Raises:
+      OSError: a file cannot be written.
+      ValueError: the run would begin anew because of damage.
+    """
+    damage = {**self.found.damage, **(damage or {})}
+    told = "; ".join(f"{name}: {damage[name]}" for name in sorted(damage))
+    if damage and not step:
+      raise ValueError(
+        f"no checkpoint in {self._directory} is whole: {told}; give --overwrite"
+        " to begin anew"
+      )
+    if not self._is_owner:
+      self._thrown_away = tempfile.TemporaryDirectory()
+      self._manager = self._new_manager(self._thrown_away.name)
+      return
+    if damage:
+      _say(
+        f"{self._directory} is damaged: {told}; the run goes on from"
+        f" {checkpoint_name(step)}"
+      )
+    elif not (step or self.found.is_empty):
+      _say(
+        f"no checkpoint in {self._directory} was completed; the run begins anew"
+      )
+    saved_steps.write_state(
+      self._directory, [x for x in self.found.steps if x <= step]
+    )
+    self._manager = self._new_manager(self._directory)
 
   def save(self, step: int) -> None:
     """Saves the run after a step.
@@ -80,9 +123,9 @@ class Checkpoints:
     """Takes the run back to what it was after a step that was saved.
 
     Raises:
-      ValueError: the checkpoint is damaged, not found, or of another run.
+      ValueError: the checkpoint is not found, or of another run.
     """
-    path = os.path.join(self._directory, f"ckpt-{step}")
+    path = os.path.join(self._directory, checkpoint_name(step))
     now = self._journal.flags, self._journal.data_digest
     try:
       # What it says of itself comes first: another model's would not fit.
@@ -99,6 +142,15 @@ class Checkpoints:
         " --overwrite to begin anew"
       ) from None
     self._journal.flags = now[0]
+
+  def _new_manager(self, directory: str) -> tf.train.CheckpointManager:
+    return tf.train.CheckpointManager(
+      self._checkpoint, directory, max_to_keep=KEPT
+    )
+
+
+def _say(message: str) -> None:
+  print(f"robust-train: {message}", file=sys.stderr, flush=True)
 
 
 def _cause(error: tf.errors.OpError) -> str:

@@ -8,8 +8,16 @@ import contextlib
 import dataclasses
 import json
 import os
+import zlib
+from collections.abc import Mapping
 
 from robust_tf.federated.events import Event
+
+_BEGINNING = {"bytes": 0, "crc32": 0}
+
+
+class DamagedLogError(Exception):
+  """The file does not begin with what it held at a checkpoint."""
 
 
 class EventLog:
@@ -19,28 +27,28 @@ class EventLog:
     """Takes the path of the file; None writes nothing."""
     self._path = path
     self._file = None
+    self._crc32 = 0
 
-  def open(self, num_bytes: int) -> None:
-    """Opens the file, to go on after so many bytes.
+  def open(self, saved: Mapping[str, int] | None) -> None:
+    """Opens the file, to go on after what was saved of it.
 
-    What comes after them is forgotten: it is of no model that there is.
+    What comes after that is forgotten: it is of no model that there is.
 
     Args:
-      num_bytes: that are kept.
+      saved: what `saved` returned then; None to begin.
 
     Raises:
-      ValueError: the file is shorter.
+      DamagedLogError: the file does not hold that any more.
       OSError: it cannot be written.
     """
     if self._path is None:
       return
-    if num_bytes and os.path.getsize(self._path) < num_bytes:
-      raise ValueError(
-        f"{self._path} is shorter than it was at the checkpoint; give"
-        " --overwrite to begin anew"
-      )
+    saved = saved or _BEGINNING
+    if saved["bytes"]:
+      _check(self._path, saved)
+    self._crc32 = saved["crc32"]
     self._file = open(self._path, "ab")  # noqa: SIM115  see `close`
-    self._file.truncate(num_bytes)
+    self._file.truncate(saved["bytes"])
 
   def add(self, event: Event) -> None:
     """Writes an event.
@@ -54,19 +62,21 @@ class EventLog:
         for name, value in dataclasses.asdict(event).items()
         if value is not None
       }
-      self._file.write(json.dumps(known).encode() + b"\n")
+      line = json.dumps(known).encode() + b"\n"
+      self._crc32 = zlib.crc32(line, self._crc32)
+      self._file.write(line)
 
-  def saved_bytes(self) -> int:
-    """Returns how long the file is, once all of it is on the disk.
+  def saved(self) -> dict[str, int]:
+    """Returns the file's length and checksum, once all is on the disk.
 
     Raises:
       OSError: it cannot be written.
     """
     if not self._file:
-      return 0
+      return _BEGINNING
     self._file.flush()
     os.fsync(self._file.fileno())
-    return self._file.tell()
+    return {"bytes": self._file.tell(), "crc32": self._crc32}
 
   def close(self) -> None:
     """Closes the file, if it is open."""
@@ -74,3 +84,16 @@ class EventLog:
       # What is not saved yet is of no checkpoint.
       with contextlib.suppress(OSError):
         self._file.close()
+
+
+def _check(path: str, saved: Mapping[str, int]) -> None:
+  """Raises `DamagedLogError` if a file does not begin with what was saved."""
+  try:
+    with open(path, "rb") as file:
+      content = file.read(saved["bytes"])
+  except FileNotFoundError:
+    raise DamagedLogError("it is missing") from None
+  if len(content) < saved["bytes"]:
+    raise DamagedLogError("it is shorter than it was at the checkpoint")
+  if zlib.crc32(content) != saved["crc32"]:
+    raise DamagedLogError("it is not what it was at the checkpoint")

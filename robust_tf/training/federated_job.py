@@ -27,6 +27,7 @@ from robust_tf.training.cluster_task import PS
 from robust_tf.training.cluster_task import WORKER
 from robust_tf.training.data import Dataset
 from robust_tf.training.evaluation import test_function
+from robust_tf.training.event_log import DamagedLogError
 from robust_tf.training.event_log import EventLog
 from robust_tf.training.federated_evaluations import Evaluations
 from robust_tf.training.journal import Journal
@@ -88,7 +89,7 @@ class FederatedJob:
         self._journal,
         {"model": model, "server": self._state},
       )
-      self._restore(self._checkpoints.latest_step())
+      self._go_on()
 
   def train(self, show: Callable[[int, Mapping[str, float]], None]) -> None:
     """Trains to the last version.
@@ -152,19 +153,32 @@ class FederatedJob:
     """Closes what is open."""
     self._events.close()
 
-  def _restore(self, step: int) -> None:
-    """Takes the run back to what it was after a version; 0 is its beginning."""
-    if not step:
-      self._events.open(0)
+  def _go_on(self) -> None:
+    """Takes the run back to the newest version that all is there of.
+
+    Without any it begins.
+    """
+    damage = {}
+    for version in self._checkpoints.found.whole:
+      self._checkpoints.restore(version)
+      try:
+        self._events.open(self._state.values["events"])
+      except DamagedLogError as error:
+        damage = {output.EVENTS: str(error)}
+        continue
+      self._restore_server()
+      self._checkpoints.start(version, damage)
       return
-    self._checkpoints.restore(step)
+    self._checkpoints.start(0, damage)
+    self._events.open(None)
+
+  def _restore_server(self) -> None:
     values = self._state.values
     weights = [v.numpy() for v in exchanged_variables(self._model)]
     self._server.restore(values["server"], weights)
     self._report = FederatedReport.from_json(values["report"])
     if self._state.models:
       self._devices.restore(values["published"], self._state.models)
-    self._events.open(values["events_bytes"])
 
   def _save(self, version: int) -> None:
     if not self._checkpoints:
@@ -172,7 +186,7 @@ class FederatedJob:
     self._state.values = {
       "server": self._server.state(),
       "report": self._report.to_json(),
-      "events_bytes": self._events.saved_bytes(),
+      "events": self._events.saved(),
     }
     if isinstance(self._devices, SimulatedDevices):
       kept = self._devices.state()

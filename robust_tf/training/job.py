@@ -24,6 +24,7 @@ from robust_tf.training import experiment
 from robust_tf.training import output
 from robust_tf.training.batches import WorkerBatches
 from robust_tf.training.checkpoints import Checkpoints
+from robust_tf.training.checkpoints import KEPT
 from robust_tf.training.data import Dataset
 from robust_tf.training.evaluation import EvaluationCallback
 from robust_tf.training.evaluation import test_function
@@ -31,6 +32,8 @@ from robust_tf.training.journal import Journal
 from robust_tf.training.models import MODELS
 from robust_tf.training.process import Process
 from robust_tf.training.result import write_result
+from robust_tf.training.saved_steps import agreed_step
+from robust_tf.training.saved_steps import SavedSteps
 from robust_tf.training.settings import Settings
 
 
@@ -122,8 +125,9 @@ def prepare(
     process: this one.
 
   Raises:
+    OSError: a file cannot be read or written.
     ValueError: the settings do not go together, or with the devices; or the
-      output holds a checkpoint that is not this run's.
+      output holds checkpoints, and none that this run can go on from.
   """
   keras.utils.set_random_seed(settings.seed)
   strategy = experiment.make_strategy(settings)
@@ -143,9 +147,10 @@ def prepare(
       {"model": model, "optimizer": trainer.optimizer},
       of_each_process=settings.has_local_models,
     )
-    step = _agreed(strategy, process, checkpoints.latest_step())
+    step, damage = _agreed(strategy, process, checkpoints.found)
     if step:
       checkpoints.restore(step)
+    checkpoints.start(step, damage)
   return Job(
     settings,
     batches,
@@ -276,17 +281,18 @@ def _distributed(
 
 
 def _agreed(
-  strategy: tf.distribute.Strategy, process: Process, step: int
-) -> int:
-  """Returns the earliest step of all: processes must go on from the same."""
+  strategy: tf.distribute.Strategy, process: Process, found: SavedSteps
+) -> tuple[int, Mapping[str, str]]:
+  """Returns the step that all processes go on from, see `agreed_step`."""
+  row = found.row(KEPT)
   if process.count == 1:
-    return step
+    return agreed_step([row])
 
   @tf.function(autograph=False)
-  def steps():
-    return strategy.gather(strategy.run(lambda: tf.constant([step])), axis=0)
+  def rows():
+    return strategy.gather(strategy.run(lambda: tf.constant([row])), axis=0)
 
-  return int(tf.reduce_min(steps()))
+  return agreed_step(rows().numpy().tolist())
 
 
 def _writer(settings: Settings, process: Process) -> tf.summary.SummaryWriter:

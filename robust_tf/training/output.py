@@ -83,11 +83,16 @@ def _prepare(output: str, flags: Mapping[str, str], overwrite: bool) -> None:
   # Left by a process that was killed while it wrote them.
   abandoned = {name for name in present if name.startswith(_TEMPORARY)}
   present -= abandoned
-  if present and (FLAGS not in present or present - FILES):
-    others = sorted(present - FILES) or sorted(present)
+  others = sorted(present - FILES)
+  if others:
     raise ValueError(
       f"--output={output} holds {others[0]}, which is no part of a run; choose"
       " another folder"
+    )
+  if present and FLAGS not in present:
+    raise ValueError(
+      f"--output={output} holds {min(present)} and no {FLAGS}, which says what"
+      " run it is of; choose another folder"
     )
   if present and not overwrite:
     check_same(read_flags(output), flags, output)

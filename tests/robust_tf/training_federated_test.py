@@ -235,13 +235,6 @@ def test_run_that_goes_on_equals_one_that_was_not_stopped(tmp_path, argv):
   assert written(tmp_path / "whole") == written(tmp_path / "parts")
 
 
-def test_events_that_are_missing_are_noticed(tmp_path, capsys):
-  train(tmp_path, *SLSGD, "--steps=10")
-  os.truncate(tmp_path / output.EVENTS, 10)
-  assert main([*SMALL, *SLSGD, f"--output={tmp_path}"]) == 2
-  assert "events.jsonl is shorter than it was at" in capsys.readouterr().err
-
-
 @contextlib.contextmanager
 def small_disk(path, size):
   """Makes a folder a file system of its own, as far as that is allowed."""

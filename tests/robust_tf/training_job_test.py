@@ -361,14 +361,6 @@ def test_checkpoint_of_another_model_is_refused_by_what_differs(
   assert "ckpt-10 holds another run: --model=cnn there, --model=mlp here" in err
 
 
-def test_damaged_checkpoint_is_refused(tmp_path, capsys):
-  train(tmp_path)
-  (tmp_path / output.CHECKPOINTS / "ckpt-20.index").write_bytes(b"rubbish")
-  err = complaint(tmp_path, capsys)
-  assert "cannot go on from the checkpoint" in err
-  assert "--overwrite" in err
-
-
 def test_checkpoint_on_other_data_is_refused(tmp_path, capsys):
   path = tmp_path / "a.npz"
   arrays = {
