@@ -8,6 +8,7 @@ what the server receives. `label_flip` is an attack on a worker's data.
 from collections.abc import Callable
 
 from robust_tf.attacks.a_little_is_enough import a_little_is_enough
+from robust_tf.attacks.a_little_is_enough import derived_z
 from robust_tf.attacks.byzantine import Byzantine
 from robust_tf.attacks.dimensional import bit_flip
 from robust_tf.attacks.dimensional import gambler
@@ -32,6 +33,12 @@ ATTACKS: dict[str, Callable] = {
   "omniscient": omniscient,
   "sign_flip": sign_flip,
   "worst_case": worst_case,
+}
+
+# By attack, the arguments that follow from the numbers of workers and of
+# Byzantine ones where they are not given, and how.
+DERIVED: dict[str, dict[str, Callable[[int, int], float]]] = {
+  "a_little_is_enough": {"z": derived_z},
 }
 
 __all__ = [

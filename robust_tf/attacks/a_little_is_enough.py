@@ -3,7 +3,13 @@
 All Byzantine workers send the honest mean, moved in every coordinate by as
 many standard deviations as still leave enough honest workers further out that
 the attack looks like one of them. Baruch, Baruch and Goldberg, A Little Is
-Enough: Circumventing Defenses For Distributed Learning, NeurIPS 2019.
+Enough: Circumventing Defenses For Distributed Learning, NeurIPS 2019,
+Algorithm 3.
+
+The shift is `-z` deviations, against the direction of positive coordinates;
+Blades and ByzFL add where we subtract, which a negative `z` does. The deviation
+is the population's, which divides by the number of rows (ByzFL's divides by one
+less).
 """
 
 import statistics
@@ -20,22 +26,27 @@ from robust_tf.attacks.rows import replace_rows
 def derived_z(num_workers: int, num_byzantine: int) -> float:
   """Returns how many standard deviations n and q allow.
 
-  Baruch et al., NeurIPS 2019: `s = floor(n / 2 + 1) - q` honest
+  Baruch et al., NeurIPS 2019, Algorithm 3: `s = floor(n / 2 + 1) - q` honest
   workers must side with the attack for a majority, and `z` is the normal
-  quantile of `(n - q - s) / (n - q)`. It is negative, a shift the other way,
-  where `s` is more than half of the honest workers.
+  quantile of `(n - q - s) / (n - q)`.
+
+  Args:
+    num_workers: n.
+    num_byzantine: q.
 
   Raises:
-    ValueError: the Byzantine workers are a majority already, or there are too
-      few workers, so that the quantile is infinite.
+    ValueError: the Byzantine workers are a majority already; or they need half
+      of the honest workers or more, so that `z` is not positive: Byzantine
+      workers would send the honest mean, or push the other way.
   """
   num_honest = num_workers - num_byzantine
   supporters = num_workers // 2 + 1 - num_byzantine
-  if not 0 < supporters < num_honest:
+  if not 0 < 2 * supporters < num_honest:
     raise ValueError(
-      f"no z follows from {num_byzantine} Byzantine workers of {num_workers}"
-      f" (they need {supporters} of {num_honest} honest ones on their side):"
-      " give z"
+      f"no z above 0 follows from {num_byzantine} Byzantine workers of"
+      f" {num_workers} (they need {supporters} of {num_honest} honest ones on"
+      " their side; the attack is for at least one and fewer than half): give"
+      " z"
     )
   quantile = (num_honest - supporters) / num_honest
   return statistics.NormalDist().inv_cdf(quantile)
@@ -50,13 +61,15 @@ def a_little_is_enough(
   """Returns updates whose Byzantine rows are `mean - z * deviation`.
 
   Mean and standard deviation are those of the honest rows, in every coordinate
-  by itself; the deviation is the population's (it divides by n - q).
+  by itself; the deviation is the population's (it divides by n - q). Attackers
+  in the paper know only what they computed themselves; these know all rows.
 
   Args:
     updates: what each worker would send, `[n, d]`.
     byzantine: the indices of the Byzantine workers.
     seed: not used, nothing is random.
-    z: how many standard deviations; None stands for `derived_z`.
+    z: how many standard deviations; None stands for `derived_z`. A negative
+      one moves the other way.
 
   Returns:
     `[n, d]`, of the updates' dtype.

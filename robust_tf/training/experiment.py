@@ -13,8 +13,10 @@ import robust_tf
 from robust_tf.aggregators import AGGREGATORS
 from robust_tf.attacks import ATTACKS
 from robust_tf.attacks import Byzantine
+from robust_tf.attacks import DERIVED
 from robust_tf.compressors import COMPRESSORS
 from robust_tf.ordered_sum import ordered_sum
+from robust_tf.training.algorithms import SYNCHRONOUS
 from robust_tf.training.choices import LABEL_FLIP
 from robust_tf.training.job_flags import CompressorChoice
 from robust_tf.training.settings import Settings
@@ -142,6 +144,31 @@ def make_byzantine(
   return byzantine
 
 
+def derived_arguments(settings: Settings) -> dict[str, float]:
+  """Returns the attack's arguments that follow from who attacks.
+
+  Args:
+    settings: of the run.
+
+  Raises:
+    ValueError: one follows in no way, or not the same in each round.
+  """
+  found = {}
+  for name, derive in DERIVED.get(settings.attack, {}).items():
+    if name in settings.attack_arguments:
+      continue
+    if settings.algorithm != SYNCHRONOUS:
+      raise ValueError(
+        f"--attack={settings.attack} needs --{name}: it would follow from how"
+        " many devices of a round attack, which changes from round to round"
+      )
+    try:
+      found[name] = derive(settings.workers, len(settings.byzantine))
+    except ValueError as error:
+      raise ValueError(f"--attack={settings.attack}: {error}") from None
+  return found
+
+
 def make_attack(settings: Settings, rule: Callable) -> Callable | None:
   """Returns what Byzantine workers do to updates; None if nothing.
 
@@ -150,12 +177,14 @@ def make_attack(settings: Settings, rule: Callable) -> Callable | None:
     rule: the aggregation rule.
 
   Raises:
-    ValueError: the attack cannot be made on that rule.
+    ValueError: the attack cannot be made on that rule, or misses an argument.
   """
   name = settings.attack
   if name in (None, LABEL_FLIP):
     return None
-  attack = functools.partial(ATTACKS[name], **settings.attack_arguments)
+  attack = functools.partial(
+    ATTACKS[name], **settings.attack_arguments, **derived_arguments(settings)
+  )
   if "aggregator" not in inspect.signature(ATTACKS[name]).parameters:
     return attack
   if settings.takes_loss:

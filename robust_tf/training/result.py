@@ -19,6 +19,7 @@ from robust_tf.training import output
 from robust_tf.training.algorithms import ASYNCHRONOUS
 from robust_tf.training.algorithms import SYNCHRONOUS
 from robust_tf.training.data import Dataset
+from robust_tf.training.experiment import derived_arguments
 from robust_tf.training.journal import Evaluation
 from robust_tf.training.journal import finite_or_none
 from robust_tf.training.journal import Journal
@@ -45,6 +46,7 @@ _COLUMNS = {
 
 
 def result(
+  settings: Settings,
   journal: Journal,
   dataset: Dataset,
   weights: Sequence[np.ndarray],
@@ -53,14 +55,17 @@ def result(
   """Returns what `result.json` holds.
 
   Args:
+    settings: of the run.
     journal: of the run, with its last evaluation.
     dataset: what was learned.
     weights: of the trained model.
     report: of a run with few devices at a time, see `FederatedReport`.
   """
   evaluations = [finite_or_none(x) for x in journal.evaluations]
+  derived = derived_arguments(settings)
   return {
     "flags": journal.flags,
+    **({"attack_derived": derived} if derived else {}),
     "versions": {
       "python": platform.python_version(),
       "tensorflow": tf.__version__,
@@ -139,7 +144,8 @@ def write_result(
     alone.save(path)
   with replacing(output.RESULT) as path:
     with open(path, "w", encoding="utf-8") as file:
-      file.write(to_json(result(journal, dataset, model.get_weights(), report)))
+      weights = model.get_weights()
+      file.write(to_json(result(settings, journal, dataset, weights, report)))
   written = sorted(output.FILES.intersection(os.listdir(settings.output)))
   print(f"written to {settings.output}: {', '.join(written)}")
 
@@ -156,7 +162,8 @@ def title(settings: Settings) -> str:
     rule = _federated_rule(settings, rule)
   if settings.attack is None:
     return f"{rule} on {settings.workers} honest {who}"
-  attack = _call(settings.attack, settings.attack_arguments)
+  derived = {k: f"{x:.4g}" for k, x in derived_arguments(settings).items()}
+  attack = _call(settings.attack, {**settings.attack_arguments, **derived})
   count = len(settings.byzantine)
   return f"{rule} against {attack} by {count} of {settings.workers} {who}"
 

@@ -325,6 +325,10 @@ def test_participation_without_any_push_is_drawn(tmp_path):
       "--attack=worst_case tries updates out on the rule, which",
     ),
     (
+      [*ZENO[:-2], "--attack=a_little_is_enough", "--byzantine=0,1"],
+      "--attack=a_little_is_enough needs --z",
+    ),
+    (
       [*SLSGD, "--byzantine=0-5"],
       "all 5 workers are Byzantine: this attack needs an honest one",
     ),

@@ -4,6 +4,7 @@ import json
 import os
 import pathlib
 import shutil
+import statistics
 
 import keras
 import numpy as np
@@ -212,6 +213,20 @@ def test_result_says_all_that_is_needed_to_repeat_the_run(tmp_path):
   assert first == second
 
 
+def test_derived_argument_of_an_attack_is_told(tmp_path, capsys):
+  argv = ["--workers=5", "--batch_size=8", "--steps=1"]
+  argv += ["--attack=a_little_is_enough", "--byzantine=0,1"]
+  assert main([*argv, f"--output={tmp_path}"]) == 0
+  # One of three honest workers must side with the two.
+  z = statistics.NormalDist().inv_cdf(2 / 3)
+  first, *_ = capsys.readouterr().out.splitlines()
+  assert (
+    first == f"mean against a_little_is_enough(z={z:.4g}) by 2 of 5 workers"
+  )
+  with open(tmp_path / output.RESULT, encoding="utf-8") as file:
+    assert json.load(file)["attack_derived"] == {"z": z}
+
+
 def test_saved_model_is_the_one_that_was_evaluated(tmp_path):
   result, _ = train(tmp_path)
   model = keras.models.load_model(tmp_path / output.MODEL)
@@ -389,6 +404,10 @@ def test_checkpoint_on_other_data_is_refused(tmp_path, capsys):
     (
       ("--attack=mimic", "--byzantine=0", "--target=0"),
       "--attack=mimic: target=0",
+    ),
+    (
+      ("--attack=a_little_is_enough", "--byzantine=0"),
+      "--attack=a_little_is_enough: no z above 0 follows from 1 .* of 4",
     ),
     (
       ("--aggregator=zeno", "--num_suspected=1", "--attack=worst_case",
