@@ -6,6 +6,8 @@ used.
 
 import importlib
 
+from robust_tf import saved_classes
+
 _PUBLIC = {
   "AdaAlter": "optimizers.local_adaalter",
   "AggregationReport": "aggregation_report",
@@ -25,9 +27,24 @@ _PUBLIC = {
   "bear_with_slow_links": "distribute.compatibility",
   "mean_model": "shown_model",
 }
+# These are in files that Keras saves, which it loads without importing them.
+_SAVED = (
+  "AdaAlter",
+  "CSEA",
+  "CSER",
+  "CSER_PL",
+  "ErrorFeedbackSGD",
+  "LocalAdaAlter",
+  "LocalSGD",
+  "QSparseLocalSGD",
+  "RobustOptimizer",
+  "VectorizedWorkers",
+)
 _ROOMS = ("aggregators", "attacks", "compressors", "federated")
 
 __all__ = sorted([*_PUBLIC, *_ROOMS])
+
+saved_classes.register(_SAVED)
 
 
 def __getattr__(name: str):

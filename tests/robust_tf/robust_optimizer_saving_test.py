@@ -1,6 +1,7 @@
 """RobustOptimizer in files, and trainings that resume from them exactly."""
 
 import functools
+import json
 
 import numpy as np
 import pytest
@@ -8,10 +9,15 @@ import pytest
 from tests.tensorflow_setup import tf  # isort: skip
 import keras
 
+import robust_tf
 from robust_tf import aggregators
 from robust_tf import attacks
 from robust_tf import RobustOptimizer
+from robust_tf import saved_classes
+from robust_tf import VectorizedWorkers
 from robust_tf.attacks import Byzantine
+from robust_tf.compressors import GRBS
+from robust_tf.compressors import TopK
 from tests.robust_tf import replicas
 from tests.robust_tf.mirrored_fits import adam
 from tests.robust_tf.mirrored_fits import assert_equal
@@ -19,9 +25,11 @@ from tests.robust_tf.mirrored_fits import BATCH
 from tests.robust_tf.mirrored_fits import compiled
 from tests.robust_tf.mirrored_fits import data
 from tests.robust_tf.mirrored_fits import fit
+from tests.robust_tf.mirrored_fits import network
 from tests.robust_tf.mirrored_fits import replicas_agree
 from tests.robust_tf.mirrored_fits import robust
 from tests.robust_tf.mirrored_fits import sgd
+from tests.tensorflow_setup import run_script
 from tests.tiers import tiers
 
 # Keras 3.15 saves variables through NumPy's old array protocol.
@@ -121,6 +129,95 @@ def test_accumulated_gradients_load_for_the_same_workers_alone(
   else:
     with pytest.raises(ValueError, match="accumulated gradients for other"):
       keras.models.load_model(tmp_path / "model.keras")
+
+
+# Of each class that Keras saves, and what such objects refer to.
+SAVED = {
+  "AdaAlter": lambda: robust_tf.AdaAlter(0.5),
+  "CSEA": lambda: robust_tf.CSEA(0.1, compressor=TopK(4)),
+  "CSER": lambda: robust_tf.CSER(
+    0.1, sync_period=3, reset_compressor=TopK(4), gradient_compressor=GRBS(8)
+  ),
+  "CSER_PL": lambda: robust_tf.CSER_PL(0.1, sync_period=3, compressor=GRBS(8)),
+  "ErrorFeedbackSGD": lambda: robust_tf.ErrorFeedbackSGD(
+    0.1, compressor=TopK(4)
+  ),
+  "LocalAdaAlter": lambda: robust_tf.LocalAdaAlter(0.5, sync_period=3),
+  "LocalSGD": lambda: robust_tf.LocalSGD(0.1, sync_period=5),
+  "LossScaleOptimizer": lambda: keras.optimizers.LossScaleOptimizer(
+    robust(sgd)()
+  ),
+  "QSparseLocalSGD": lambda: robust_tf.QSparseLocalSGD(
+    0.1, sync_period=3, compressor=GRBS(4)
+  ),
+  "RobustOptimizer": robust(
+    adam,
+    byzantine=Byzantine((0,), attacks.gaussian, 2, seed=4),
+    workers_per_replica=4,
+  ),
+}
+LOAD = """
+import json
+import sys
+import robust_tf
+import keras
+
+found = {}
+for path in sys.argv[1:]:
+  optimizer = keras.models.load_model(path).optimizer
+  found[path] = [
+    type(optimizer).__name__,
+    optimizer.get_config(),
+    [variable.numpy().tolist() for variable in optimizer.variables],
+  ]
+print(json.dumps(found))
+"""
+
+
+def test_fresh_process_loads_every_class_once_the_package_is_imported(tmp_path):
+  expected = {}
+  for name, make in SAVED.items():
+    model = network()
+    if name == "RobustOptimizer":
+      model = VectorizedWorkers(model, 4)
+    model.compile(make(), "mse")
+    if name == "RobustOptimizer":
+      fit(model)
+    model.optimizer.build(model.trainable_variables)
+    path = str(tmp_path / f"{name}.keras")
+    model.save(path)
+    expected[path] = [
+      name,
+      model.optimizer.get_config(),
+      [variable.numpy().tolist() for variable in model.optimizer.variables],
+    ]
+  result = run_script(LOAD, *expected)
+  assert result.returncode == 0, result.stderr
+  assert json.loads(result.stdout.splitlines()[-1]) == json.loads(
+    json.dumps(expected)
+  )
+
+
+def test_every_class_that_keras_saves_can_be_loaded():
+  for name in robust_tf.__all__:
+    getattr(robust_tf, name)
+  registered = {
+    name.removeprefix("robust_tf>")
+    for name in keras.saving.get_custom_objects()
+    if name.startswith("robust_tf>")
+  }
+  keras_own = {"LossScaleOptimizer"}
+  assert registered == set(SAVED) - keras_own | {"VectorizedWorkers"}
+
+
+def test_classes_are_found_when_keras_was_imported_before(monkeypatch):
+  config = keras.saving.serialize_keras_object(SAVED["LocalSGD"]())
+  monkeypatch.delitem(keras.saving.get_custom_objects(), "robust_tf>LocalSGD")
+  with pytest.raises(TypeError, match="Could not locate class 'LocalSGD'"):
+    keras.saving.deserialize_keras_object(config)
+  saved_classes.register(["LocalSGD"])
+  loaded = keras.saving.deserialize_keras_object(config)
+  assert type(loaded) is robust_tf.LocalSGD
 
 
 @keras.saving.register_keras_serializable("tests")
