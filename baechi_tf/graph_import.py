@@ -4,7 +4,8 @@ Every planned op becomes one op, loops and branches included. Data edges carry
 the bytes that the costs say; control edges none. What TensorFlow demands to be
 on one device becomes one group: the ops that share a resource or a variant
 (a variable and all that read or update it), those joined by a reference edge,
-and those that name each other in `_class`.
+and those that name each other in `_class`. So do ops that run in one kernel:
+apart they would not.
 """
 
 import math
@@ -76,7 +77,7 @@ def op_graph_from_item(
     edge_source=source,
     edge_output=output,
     edge_target=target,
-    group=_groups(nodes, index, pairs),
+    group=_groups(nodes, index, pairs + _fused(costs, index)),
   )
 
 
@@ -201,6 +202,19 @@ def _variable_bytes(node) -> int:
   shape = node.attr["shape"].shape
   count = math.prod(max(x.size, 1) if x.size else 0 for x in shape.dim)
   return count * tf.as_dtype(node.attr["dtype"].type).size
+
+
+def _fused(costs, index) -> list[tuple[int, int]]:
+  """Returns each op that some type runs in another's kernel, with the other.
+
+  Apart, the two take longer than their shares of the kernel's time.
+  """
+  return [
+    (op, index[x.fused_into])
+    for row in costs
+    for op, x in enumerate(row)
+    if x.fused_into in index
+  ]
 
 
 def _groups(nodes, index, pairs) -> np.ndarray:

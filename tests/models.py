@@ -60,6 +60,36 @@ def mlp_batch(seed: int) -> dict[str, np.ndarray]:
   }
 
 
+class Cnn(tf.Module):
+  """A convolution without a bias, and one with."""
+
+  def __init__(self):
+    super().__init__(name="cnn")
+    rng = np.random.RandomState(0)
+    self.w = tf.Variable(0.1 * rng.randn(3, 3, 3, 8).astype("f"), name="w")
+    self.v = tf.Variable(0.1 * rng.randn(3, 3, 8, 8).astype("f"), name="v")
+    self.b = tf.Variable(tf.zeros([8]), name="b")
+
+  @tf.function(input_signature=[tf.TensorSpec([None, 16, 16, 3], name="x")])
+  def train_step(self, x):
+    with tf.GradientTape() as tape:
+      y = tf.nn.relu(tf.nn.conv2d(x, self.w, 1, "SAME"))
+      y = tf.nn.bias_add(tf.nn.conv2d(y, self.v, 1, "SAME"), self.b)
+      loss = tf.reduce_mean(tf.nn.relu(y) ** 2)
+    variables = [self.w, self.v, self.b]
+    gradients = tape.gradient(loss, variables)
+    for x, gradient in zip(variables, gradients, strict=True):
+      x.assign_sub(0.001 * gradient)
+    return {"loss": loss}
+
+
+def save_cnn(path) -> str:
+  """Saves `Cnn` with the signature "train"."""
+  model = Cnn()
+  tf.saved_model.save(model, str(path), signatures={"train": model.train_step})
+  return str(path)
+
+
 class Loop(tf.Module):
   """A While whose body reads a variable, and an If beside it."""
 

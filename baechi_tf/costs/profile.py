@@ -3,7 +3,8 @@
 The file is TensorFlow's own `OpPerformanceList`: one `OpPerformance` per op
 and device type, with the op's name in `node`, its type in `op.op`, the device
 type's name in `op.device.type`, nanoseconds in `compute_cost` and bytes in
-`op_memory`. Other tools that speak Grappler can read and write it.
+`op_memory`. The attribute `_fused_into` of an op that another op's kernel runs
+names that other op. Other tools that speak Grappler can read and write it.
 """
 
 import dataclasses
@@ -30,6 +31,8 @@ class OpCost:
     temporary_bytes: workspace held while it runs.
     persistent_bytes: what it holds for ever.
     output_bytes: the bytes of each output.
+    fused_into: the op whose kernel runs this one too, if both are on one
+      device; "" if it has a kernel of its own.
   """
 
   op_type: str
@@ -37,7 +40,10 @@ class OpCost:
   temporary_bytes: int = 0
   persistent_bytes: int = 0
   output_bytes: tuple[int, ...] = ()
+  fused_into: str = ""
 
+
+_FUSED_INTO = "_fused_into"
 
 Profile = Mapping[str, Mapping[str, OpCost]]  # device type -> op -> cost
 
@@ -74,6 +80,8 @@ def write_profile(path: str | os.PathLike, profile: Profile) -> None:
       entry.op_memory.output_memory.extend(cost.output_bytes)
       entry.op_memory.temp_memory = cost.temporary_bytes
       entry.op_memory.persistent_memory = cost.persistent_bytes
+      if cost.fused_into:
+        entry.op.attr[_FUSED_INTO].s = cost.fused_into.encode()
   atomic.write_bytes(path, [performances.SerializeToString(deterministic=True)])
 
 
@@ -105,6 +113,7 @@ def read_profile(path: str | os.PathLike) -> dict[str, dict[str, OpCost]]:
       memory.temp_memory,
       memory.persistent_memory,
       tuple(memory.output_memory),
+      _fused_into(entry.op),
     )
     if not (entry.node and cost.op_type and entry.op.device.type):
       raise ValueError(
@@ -127,6 +136,13 @@ def read_profile(path: str | os.PathLike) -> dict[str, dict[str, OpCost]]:
       )
     costs[entry.node] = cost
   return profile
+
+
+def _fused_into(op_info) -> str:
+  """Returns "" for files from before the attribute was written."""
+  if _FUSED_INTO not in op_info.attr:
+    return ""
+  return op_info.attr[_FUSED_INTO].s.decode(errors="replace")
 
 
 def merge(*profiles: Profile) -> dict[str, dict[str, OpCost]]:

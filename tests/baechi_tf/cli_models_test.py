@@ -239,6 +239,26 @@ def test_profile_of_another_model_is_refused(
   assert "made for another model" in line
 
 
+def test_cnn_is_placed_by_measuring_with_each_kernel_on_one_device(
+  scratch, capsys
+):
+  saved = models.save_cnn(scratch / "cnn")
+  step = ("--signature=train", "--batch-size=2")
+  assert main(["profile", saved, "cnn.profile", *step, "--num-steps=2"]) == 0
+  costs = read_profile("cnn.profile")["CPU"]
+  fused = {x: cost.fused_into for x, cost in costs.items() if cost.fused_into}
+  assert {costs[x].op_type for x in fused} == {"Conv2D", "BiasAddGrad"}
+  capsys.readouterr()
+  # No [device_type.CPU] table to estimate from.
+  argv = ["place", saved, "plan", "--cluster=cluster.toml", *step, "--json"]
+  argv += ["--profile=cnn.profile", "--emit=plan", "--placer=m_topo"]
+  assert main([*argv, "--no-coplacement"]) == 0
+  with open("plan", encoding="utf-8") as file:
+    device_of = json.load(file)["placement"]
+  assert len(set(device_of.values())) == 2
+  assert all(device_of[x] == device_of[host] for x, host in fused.items())
+
+
 def test_model_too_large_ends_with_3(saved_mlp, profile, scratch, capsys):
   (scratch / "cluster.toml").write_text(cluster_text("100 B"))
   argv = ("place", saved_mlp, "p", "--cluster=cluster.toml", *STEP)

@@ -9,7 +9,7 @@ from baechi_tf.costs.profile import OpCost
 
 MATMUL = OpCost("MatMul", 12.345, 64, 0, (1024, 8))
 PROFILE = {
-  "CPU": {"a": MATMUL, "b": OpCost("VarHandleOp", 0.5, 0, 4096, (0,))},
+  "CPU": {"a": MATMUL, "b": OpCost("VarHandleOp", 0.5, 0, 4096, (0,), "a/c")},
   "V100": {"a": OpCost("MatMul", 1.0, 0, 0, (1024, 8))},
 }
 
@@ -42,6 +42,11 @@ def test_profile_file_is_an_op_performance_list(tmp_path):
   assert list(entries[0].op_memory.output_memory) == [1024, 8]
   assert entries[0].op_memory.temp_memory == 64
   assert entries[1].op_memory.persistent_memory == 4096
+  assert [dict(x.op.attr).keys() for x in entries] == [
+    set(),
+    {"_fused_into"},
+    set(),
+  ]
 
 
 def test_write_twice_gives_the_same_bytes(tmp_path):

@@ -189,6 +189,20 @@ def test_class_attributes_join_even_through_an_unplanned_op():
   assert len({group["a"], group["c"], group["x"]}) == 3
 
 
+def test_ops_of_one_kernel_join_even_if_one_type_alone_has_it():
+  with tf.Graph().as_default() as graph:
+    x = tf.compat.v1.placeholder(tf.float32, [], name="x")
+    y = tf.negative(tf.negative(tf.negative(x, name="a"), name="b"), name="c")
+    graph_def = graph.as_graph_def()
+  item = small_item(graph_def, fetches=(y.name,))
+  costs = unit_costs(item)
+  fused = costs | {"a": OpCost("Neg", 1.0, fused_into="b")}
+  graph = op_graph_from_item(item, {"GPU": costs, "CPU": fused}, ["GPU", "CPU"])
+  group = {x: graph.group[graph.index[x]] for x in "abcx"}
+  assert group["a"] == group["b"]
+  assert len({group["a"], group["c"], group["x"]}) == 3
+
+
 def test_each_device_type_is_a_column(items):
   item = items["loop"]
   cpu = unit_costs(item, temporary_bytes=5)
