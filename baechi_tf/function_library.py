@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable
 from collections.abc import Mapping
+from collections.abc import Sequence
 
 import tensorflow as tf
 
@@ -32,6 +33,22 @@ def format_ref(ref: Ref) -> str:
   if output == CONTROL:
     return f"^{node}"
   return f"{node}:{output}" if output else node
+
+
+def placeholder(
+  name: str, dtype: tf.DType, dims: Sequence[int | None] | None
+) -> NodeDef:
+  """Returns a Placeholder.
+
+  Args:
+    name: its name.
+    dtype: its type.
+    dims: its dimensions, None where unknown; None if even their number is.
+  """
+  node = NodeDef(name=name, op="Placeholder")
+  node.attr["dtype"].type = dtype.as_datatype_enum
+  node.attr["shape"].shape.CopyFrom(tf.TensorShape(dims).as_proto())
+  return node
 
 
 def functions_by_name(graph_def: tf.compat.v1.GraphDef) -> dict:
@@ -90,6 +107,21 @@ def definition_of(node: NodeDef, library: Mapping):
   return op_def_registry.get(node.op)
 
 
+def checked_definition(node: NodeDef, library: Mapping):
+  """Returns the OpDef of a node's op or function.
+
+  Raises:
+    ValueError: the op is not one of this TensorFlow's.
+  """
+  definition = definition_of(node, library)
+  if definition is None:
+    raise ValueError(
+      f"this TensorFlow has no op {node.op!r}, but node {node.name!r} is one; a"
+      " custom op needs its library loaded first"
+    )
+  return definition
+
+
 def has_effects(node: NodeDef, library: Mapping) -> bool:
   """Whether it can be seen when the node runs, or that it does."""
   if node.op in _HANDLES:
@@ -120,12 +152,7 @@ def output_offsets(node: NodeDef, library: Mapping) -> tuple[dict, int]:
   Raises:
     ValueError: the op is not one of this TensorFlow's.
   """
-  definition = definition_of(node, library)
-  if definition is None:
-    raise ValueError(
-      f"node {node.name!r}: this TensorFlow has no op {node.op!r}; a custom op"
-      " needs its library loaded first"
-    )
+  definition = checked_definition(node, library)
   offsets, total = {}, 0
   for output in definition.output_arg:
     offsets[output.name] = total

@@ -14,7 +14,9 @@ from collections.abc import Sequence
 import tensorflow as tf
 
 from baechi_tf import initializer as initializers
+from baechi_tf.function_library import checked_definition
 from baechi_tf.function_library import CONTROL
+from baechi_tf.function_library import functions_by_name
 from baechi_tf.function_library import parse_ref
 from baechi_tf.function_library import Ref
 from baechi_tf.graph_files import check_variables
@@ -169,6 +171,10 @@ def make_item(
   targets = [name for (name, x), _ in resolved if x == CONTROL] + targets
   check_no_cycle(flat, live)
   live.update(fed_nodes)
+  op_names = tuple(name for name in flat.nodes if name in live)
+  library = functions_by_name(original)
+  for name in op_names:
+    checked_definition(flat.nodes[name], library)
   kept, _ = live_nodes(flat, [*live, *roots], [])
   return GraphItem(
     graph_def=flat_graph_def(flat, kept, original),
@@ -180,8 +186,8 @@ def make_item(
     ),
     fetches=tuple(f"{n}:{x}" for (n, x), _ in resolved if x != CONTROL),
     targets=tuple(dict.fromkeys(targets)),
-    op_names=tuple(name for name in flat.nodes if name in live),
-    paths={name: flat.paths[name] for name in flat.nodes if name in live},
+    op_names=op_names,
+    paths={name: flat.paths[name] for name in op_names},
     source=source,
     initializer=initializer,
   )

@@ -96,12 +96,12 @@ def _time_fields(graph: OpGraph) -> Fields:
 def _model_fields(args: argparse.Namespace, progress) -> Fields:
   item = model_input.read_step(args, progress)
   # These import TensorFlow, which `read_step` has loaded.
-  from baechi_tf.costs.analytical import item_shapes
   from baechi_tf.costs.profile import OpCost
+  from baechi_tf.costs.shapes import item_shapes
   from baechi_tf.graph_import import op_graph_from_item
 
   progress("inferring shapes")
-  shapes = item_shapes(item, _shapes(args, item))
+  shapes = item_shapes(item, _shapes(args, item)).shapes
   planned = set(item.op_names)
   nodes = [x for x in item.graph_def.node if x.name in planned]
   costs = {

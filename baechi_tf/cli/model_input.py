@@ -328,13 +328,6 @@ def _estimates(args, item, known, cluster, progress):
   # Imports TensorFlow.
   from baechi_tf.costs.analytical import estimate_missing
 
-  estimates, unknown = estimate_missing(
+  return estimate_missing(
     item, cluster, known, args.batch_size, input_shapes(args), progress
   )
-  if not unknown:
-    return estimates, ()
-  note = (
-    f"the shapes of {len(unknown):,} tensors are not known, first {unknown[0]};"
-    " estimates take their unknown dimensions for 1"
-  )
-  return estimates, (note,)

@@ -36,7 +36,8 @@ from baechi_tf.costs.grappler import virtual_cluster
 from baechi_tf.costs.inputs import concrete_shapes
 from baechi_tf.costs.profile import OpCost
 from baechi_tf.costs.profile import Profile
-from baechi_tf.costs.shapes import infer_shapes
+from baechi_tf.costs.shapes import Inference
+from baechi_tf.costs.shapes import item_shapes
 from baechi_tf.costs.shapes import LOOPS
 from baechi_tf.costs.shapes import Shape
 from baechi_tf.costs.shapes import Shapes
@@ -79,7 +80,7 @@ def estimate_missing(
   batch_size: int | None = None,
   input_shapes: Mapping[str, Shape] | None = None,
   progress: Callable[[str], None] = lambda stage: None,
-) -> tuple[dict[str, dict[str, OpCost]], list[str]]:
+) -> tuple[dict[str, dict[str, OpCost]], tuple[str, ...]]:
   """Returns estimates for the cluster's types of which costs are missing.
 
   Types that the cluster does not describe have none. Shapes are inferred only
@@ -94,10 +95,11 @@ def estimate_missing(
     progress: called with a line before each stage.
 
   Returns:
-    The estimates by device type, and what `unknown_shapes` says of them.
+    The estimates by device type, and notes on shapes that they assume.
 
   Raises:
-    ValueError: a dimension of an input stays unknown.
+    ValueError: a dimension of an input stays unknown, or TensorFlow refuses a
+      node.
   """
   lacking = [
     name
@@ -106,22 +108,23 @@ def estimate_missing(
     and not known.get(name, {}).keys() >= set(item.op_names)
   ]
   if not lacking:
-    return {}, []
+    return {}, ()
   fed = concrete_shapes(item, batch_size, input_shapes)
   progress("inferring shapes")
-  shapes = item_shapes(item, fed)
-  estimates = {}
+  inference = item_shapes(item, fed)
+  estimates, failures = {}, dict(inference.failures)
   for name in lacking:
     progress(f"estimating ops on {name}")
-    estimates[name] = estimate(item, cluster.device_types[name], fed, shapes)
-  return estimates, unknown_shapes(shapes)
+    estimator = _Estimator(item.graph_def, cluster.device_types[name])
+    estimates[name] = estimator.item_costs(item, inference)
+    failures.update(estimator.failures)
+  return estimates, _notes(inference.unknown, failures)
 
 
 def estimate(
   item: GraphItem,
   device_type: DeviceType,
   input_shapes: Mapping[str, Shape],
-  shapes: Shapes | None = None,
 ) -> dict[str, OpCost]:
   """Returns the estimated cost of every planned op.
 
@@ -129,48 +132,31 @@ def estimate(
     item: the model.
     device_type: the device's properties.
     input_shapes: a full shape for every feed, see `inputs.concrete_shapes`.
-    shapes: what `item_shapes` returned for them, if it was called already.
 
   Raises:
-    ValueError: a feed has no shape.
+    ValueError: a feed has no shape, or TensorFlow refuses a node.
   """
-  if shapes is None:
-    shapes = item_shapes(item, input_shapes)
-  planned = set(item.op_names)
-  nodes = [node for node in item.graph_def.node if node.name in planned]
   estimator = _Estimator(item.graph_def, device_type)
-  costs = estimator.costs(nodes, shapes)
-  return {name: costs[name] for name in item.op_names}
+  return estimator.item_costs(item, item_shapes(item, input_shapes))
 
 
-def item_shapes(
-  item: GraphItem, input_shapes: Mapping[str, Shape]
-) -> dict[str, tuple[TensorInfo, ...]]:
-  """Returns the type and shape of every tensor of a step.
-
-  Raises:
-    ValueError: a feed has no shape.
-  """
-  fed = {}
-  for feed in item.feeds:
-    if feed.name not in input_shapes:
-      raise ValueError(f"input {feed.name!r} has no shape")
-    fed[parse_ref(feed.tensor)[0]] = TensorInfo(
-      feed.dtype.base_dtype, tuple(input_shapes[feed.name])
+def _notes(
+  unknown: Sequence[str], failures: Mapping[str, str]
+) -> tuple[str, ...]:
+  """Returns what a reader of the estimates should know of the shapes."""
+  notes = []
+  if unknown:
+    notes.append(
+      f"the shapes of {len(unknown):,} tensors are not known, first"
+      f" {unknown[0]}; estimates take their unknown dimensions for 1"
     )
-  planned = set(item.op_names)
-  nodes = [node for node in item.graph_def.node if node.name in planned]
-  return infer_shapes(nodes, item.graph_def, fed)
-
-
-def unknown_shapes(shapes: Shapes) -> list[str]:
-  """Returns the tensors whose shape is assumed, as "op:output"."""
-  return [
-    f"{name}:{i}"
-    for name, outputs in shapes.items()
-    for i, x in enumerate(outputs)
-    if not x.is_known
-  ]
+  if failures:
+    name, complaint = next(iter(failures.items()))
+    notes.append(
+      f"TensorFlow's shape inference fails on {len(failures):,} ops, whose"
+      f" outputs count as unknown, first {name}: {complaint}"
+    )
+  return tuple(notes)
 
 
 class _Estimator:
@@ -182,6 +168,16 @@ class _Estimator:
     self.device_type = device_type
     self.cluster = virtual_cluster(device_type)
     self.known: dict[tuple, OpCost] = {}
+    self.failures: dict[str, str] = {}  # of shape inference, in bodies
+
+  def item_costs(
+    self, item: GraphItem, inference: Inference
+  ) -> dict[str, OpCost]:
+    """Returns the cost of each planned op."""
+    planned = set(item.op_names)
+    nodes = [node for node in item.graph_def.node if node.name in planned]
+    costs = self.costs(nodes, inference.shapes)
+    return {name: costs[name] for name in item.op_names}
 
   def costs(
     self, nodes: Sequence[v1.NodeDef], shapes: Shapes
@@ -270,9 +266,12 @@ class _Estimator:
     """Returns the sum of a function's ops and the largest op's tensors."""
     key = (name, op.inputs, op.referents)
     if key not in self.known:
-      nodes, shapes = body_graph(
+      nodes, inference = body_graph(
         self.library[name], op.inputs, op.referents, self.context
       )
+      shapes = inference.shapes
+      for failing, complaint in inference.failures.items():
+        self.failures[f"{name}/{failing}"] = complaint
       costs = self.costs(nodes, shapes)
       working = [
         sum(x.num_bytes for x in shapes[name])
@@ -345,20 +344,15 @@ def _referent(name: str, output: int, by_name) -> TensorInfo | None:
     node = by_name[name]
   if node.op == "VarHandleOp":
     shape = tf.TensorShape(node.attr["shape"].shape)
-    return _info(node.attr["dtype"].type, shape)
+    return tensor_info(tf.as_dtype(node.attr["dtype"].type), shape)
   if node.op in _LISTS:
     element = by_name[parse_ref(node.input[0])[0]]
     if element.op == "Const":
       sizes = tf.make_ndarray(element.attr["value"].tensor)
-      shape = tf.TensorShape([x if x >= 0 else None for x in sizes.flat])
-      known = sizes.ndim and shape.is_fully_defined()
-      dtype = node.attr["element_dtype"].type
-      return _info(dtype, shape) if known else None
+      if sizes.ndim:
+        dims = tuple(int(x) if x >= 0 else None for x in sizes)
+        return TensorInfo(tf.as_dtype(node.attr["element_dtype"].type), dims)
   return None
-
-
-def _info(dtype: int, shape: tf.TensorShape) -> TensorInfo:
-  return tensor_info(tf.as_dtype(dtype), shape)
 
 
 def _suits_grappler(op: DistinctOp) -> bool:

@@ -14,9 +14,11 @@ from collections.abc import Sequence
 import tensorflow as tf
 
 from baechi_tf.costs.shapes import infer_shapes
+from baechi_tf.costs.shapes import Inference
 from baechi_tf.costs.shapes import TensorInfo
 from baechi_tf.function_library import CONTROL
 from baechi_tf.function_library import parse_ref
+from baechi_tf.function_library import placeholder
 from baechi_tf.inlining import function_graph
 from baechi_tf.inlining import inline
 
@@ -147,8 +149,8 @@ def body_graph(
   inputs: Sequence[TensorInfo],
   referents: Sequence[TensorInfo | None],
   context: v1.GraphDef,
-) -> tuple[list[v1.NodeDef], dict[str, tuple[TensorInfo, ...]]]:
-  """Returns a function's nodes, calls inlined, and its tensors' shapes.
+) -> tuple[list[v1.NodeDef], Inference]:
+  """Returns a function's nodes, calls inlined, and their shapes.
 
   Args:
     function: a FunctionDef.
@@ -167,25 +169,25 @@ def body_graph(
     node.name = name
     node.input.extend(f"^{n}" if i == CONTROL else f"{n}:{i}" for n, i in refs)
     info, referent = given.get(name, (None, None))
-    if info and info.dtype == tf.resource:
+    if referent and info.dtype == tf.resource:
       node = _variable_handle(name, referent)
-    elif info and info.dtype == tf.variant:
-      if referent:
-        shape = _constant(f"{name}/element_shape", referent.shape)
-        count = _constant(f"{name}/num_elements", 1)
-        nodes.extend([shape, count])
-        node = _list_handle(name, shape.name, count.name, referent.dtype)
+    elif referent and info.dtype == tf.variant:
+      dims = [-1 if x is None else x for x in referent.dims]
+      shape = _constant(f"{name}/element_shape", dims)
+      # Not a Const: TensorFlow would compute the elements, as zeros.
+      count = placeholder(f"{name}/num_elements", tf.int32, ())
+      nodes.extend([shape, count])
+      node = _list_handle(name, shape.name, count.name, referent.dtype)
     elif info:
       fed[name] = info
     nodes.append(node)
   return nodes, infer_shapes(nodes, context, fed)
 
 
-def _variable_handle(name: str, variable: TensorInfo | None) -> v1.NodeDef:
-  info = variable or TensorInfo(tf.float32, ())
+def _variable_handle(name: str, info: TensorInfo) -> v1.NodeDef:
   node = v1.NodeDef(name=name, op="VarHandleOp")
   node.attr["dtype"].type = info.dtype.as_datatype_enum
-  node.attr["shape"].shape.CopyFrom(tf.TensorShape(info.shape).as_proto())
+  node.attr["shape"].shape.CopyFrom(tf.TensorShape(info.dims).as_proto())
   return node
 
 

@@ -16,8 +16,6 @@ from tensorflow.python.grappler import cluster as grappler_cluster
 from tensorflow.python.grappler import item as grappler_item
 
 from baechi_tf.cluster import DeviceType
-from baechi_tf.costs.shapes import constant_of
-from baechi_tf.costs.shapes import meta_graph_of
 from baechi_tf.costs.shapes import TensorInfo
 
 v1 = tf.compat.v1
@@ -102,7 +100,7 @@ def performances(
     pairs = zip(op.inputs, op.constants, strict=True)
     for j, (info, constant) in enumerate(pairs):
       source = v1.NodeDef()
-      source.CopyFrom(constant or constant_of("", info))
+      source.CopyFrom(constant or _constant_of(info))
       source.name = f"op{i}_input{j}"
       del source.input[:]
       graph_def.node.append(source)
@@ -110,7 +108,27 @@ def performances(
     graph_def.node.append(node)
   for node in graph_def.node:
     node.device = _DEVICE
-  item = grappler_item.Item(meta_graph_of(graph_def))
+  item = grappler_item.Item(_meta_graph_of(graph_def))
   estimates, _, _ = cluster.MeasureCosts(item)
   by_name = {x.node: x for x in estimates}
   return [by_name.get(f"op{i}") for i in range(len(ops))]
+
+
+def _constant_of(info: TensorInfo) -> v1.NodeDef:
+  """Returns a node of that output, whose value nothing can depend on.
+
+  Grappler takes the shape of a placeholder for unknown.
+  """
+  node = v1.NodeDef(op="ImmutableConst")
+  node.attr["dtype"].type = info.dtype.as_datatype_enum
+  node.attr["shape"].shape.CopyFrom(tf.TensorShape(info.shape).as_proto())
+  node.attr["memory_region_name"].s = b"none"
+  return node
+
+
+def _meta_graph_of(graph_def: v1.GraphDef) -> v1.MetaGraphDef:
+  """Returns a graph as Grappler wants it, with every node to be run."""
+  meta_graph = v1.MetaGraphDef(graph_def=graph_def)
+  fetched = meta_graph.collection_def["train_op"].node_list.value
+  fetched.extend(node.name for node in graph_def.node)
+  return meta_graph

@@ -1,16 +1,21 @@
 import dataclasses
 import gc
 
+import keras
 import numpy as np
 import pytest
 
+from baechi_tf.cluster import Cluster
+from baechi_tf.cluster import Device
 from baechi_tf.cluster import DeviceType
 from baechi_tf.costs import analytical
 from baechi_tf.costs import inputs
 from baechi_tf.costs import measured
+from baechi_tf.costs.shapes import item_shapes
 from baechi_tf.graph_item import Feed
 from baechi_tf.graph_item import GraphItem
 from baechi_tf.graph_item import read_item
+from baechi_tf.python_item import item_from_function
 from tests import models
 from tests.tensorflow_setup import tf
 
@@ -194,8 +199,8 @@ def test_output_bytes_of_a_train_step_equal_the_measured_ones(mlp):
   measurement = measured.measure(mlp, values, num_steps=1, warmup=0)
   costs = estimated(mlp, CPU, batch_size=16)
   assert tuple(costs) == mlp.op_names
-  shapes = analytical.item_shapes(mlp, inputs.concrete_shapes(mlp, 16))
-  assumed = analytical.unknown_shapes(shapes)
+  inference = item_shapes(mlp, inputs.concrete_shapes(mlp, 16))
+  shapes, assumed = inference.shapes, inference.unknown
   compared = 0
   for name, cost in measurement.items():
     for i, num_bytes in enumerate(cost.output_bytes):
@@ -212,13 +217,84 @@ def test_missing_input_shape_names_the_input(mlp):
 
 def test_data_dependent_shape_is_counted_and_assumed():
   item = item_of(lambda a: tf.boolean_mask(a, a > 0, name="m"), feed("a", 100))
-  shapes = analytical.item_shapes(item, {"a": (100,)})
-  unknown = analytical.unknown_shapes(shapes)
+  unknown = item_shapes(item, {"a": (100,)}).unknown
   fetched = item.fetches[0]
   assert fetched in unknown
   assert "a:0" not in unknown
   name = fetched.partition(":")[0]
   assert estimated(item, CPU)[name].output_bytes == (4,)
+
+
+def test_failing_shape_functions_are_counted_and_their_outputs_assumed():
+  def build(a):
+    failing = [a @ tf.ones([7, 2]) for _ in range(3)]
+    return tf.nn.relu(tf.add_n(failing, name="sum"), name="r")
+
+  item = item_of(build, feed("a", None, None))
+  inference = item_shapes(item, {"a": (4, 5)})
+  products = [x.name for x in item.graph_def.node if x.op == "MatMul"]
+  assert list(inference.failures) == products
+  assert inference.failures[products[0]] == (
+    "Dimensions must be equal, but are 5 and 7"
+  )
+  assert inference.shapes["r"][0].dims == (None, None)
+  cluster = Cluster([Device("d", "CPU", 1000)], device_types={"CPU": CPU})
+  estimates, notes = analytical.estimate_missing(
+    item, cluster, {}, input_shapes={"a": (4, 5)}
+  )
+  assert estimates["CPU"].keys() == set(item.op_names)
+  assert (
+    f"fails on 3 ops, whose outputs count as unknown, first {products[0]}"
+    in (notes[1])
+  )
+
+
+@pytest.mark.parametrize(
+  ("change", "message"),
+  [
+    (lambda node: node.input.pop(), "'c': a MatMul does not take 1 inputs"),
+    (lambda node: node.input.append("a"), "does not take 3 inputs"),
+    (
+      lambda node: node.attr["T"].CopyFrom(v1.AttrValue(type=9)),
+      "'c': Inconsistent",
+    ),
+  ],
+)
+def test_node_that_fails_whatever_its_shapes_is_refused(change, message):
+  item = item_of(lambda a: tf.matmul(a, a, name="c"), feed("a", 2, 2))
+  change(next(node for node in item.graph_def.node if node.name == "c"))
+  with pytest.raises(ValueError, match=message):
+    item_shapes(item, {"a": (2, 2)})
+
+
+def test_masked_recurrent_training_step_has_shapes_in_every_body():
+  layers = [
+    keras.layers.Embedding(9, 3, mask_zero=True),
+    keras.layers.GRU(8, return_sequences=True),
+    keras.layers.LSTM(8),
+  ]
+  model = keras.Sequential(layers)
+  model.build((None, 5))
+
+  def train(x):
+    with tf.GradientTape() as tape:
+      loss = tf.reduce_mean(model(x, training=True) ** 2)
+    gradients = tape.gradient(loss, model.trainable_variables)
+    for variable, gradient in zip(
+      model.trainable_variables, gradients, strict=True
+    ):
+      variable.value.assign_sub(0.1 * tf.convert_to_tensor(gradient))
+    return loss
+
+  spec = tf.TensorSpec([None, 5], tf.int32, name="x")
+  item = item_from_function(tf.function(train), spec)
+  cluster = Cluster([Device("d", "CPU", 1000)], device_types={"CPU": CPU})
+  estimates, notes = analytical.estimate_missing(item, cluster, {}, 4)
+  assert not [x for x in notes if "inference fails" in x]
+  loops = [x for x in estimates["CPU"].values() if "While" in x.op_type]
+  # Two layers, forward and back: in each of 5 rounds at least a product.
+  assert len(loops) == 4
+  assert all(x.compute_time_us > 5 * CPU.launch_us for x in loops)
 
 
 def counting_loop(rounds, **options):

@@ -296,6 +296,15 @@ def test_read_item_missing_output_tells_how_many(graph_file):
     read_item(graph_file, fetches=["halves:2"])
 
 
+def test_read_item_unknown_op_is_rejected(tmp_path):
+  graph_def = step_graph().as_graph_def()
+  next(x for x in graph_def.node if x.name == "y").op = "MyAdd"
+  path = tmp_path / "graph.pb"
+  write_graph(graph_def, path)
+  with pytest.raises(ValueError, match="has no op 'MyAdd', but node 'y' is"):
+    read_item(path, fetches=["y:0"])
+
+
 def test_read_item_lowered_loop_is_rejected(tmp_path):
   path = tmp_path / "loop.pb"
   write_graph(models.lowered_loop(), path)
