@@ -60,8 +60,7 @@ def op_graph_from_item(
   costs = [_costs(profile, x, item.op_names) for x in device_types]
   signatures = _Signatures(functions_by_name(item.graph_def))
   dtypes = [signatures.output_dtypes(node) for node in nodes]
-  fed = {parse_ref(feed.tensor)[0] for feed in item.feeds}
-  source, output, target, pairs = _edges(nodes, index, dtypes, signatures, fed)
+  source, output, target, pairs = _edges(nodes, index, dtypes, signatures)
   output_bytes, is_persistent = _outputs(nodes, dtypes, costs)
   return OpGraph.build(
     item.op_names,
@@ -142,12 +141,10 @@ def _dtypes(arguments, node, definition) -> list[int]:
   return dtypes
 
 
-def _edges(nodes, index, dtypes, signatures, fed):
+def _edges(nodes, index, dtypes, signatures):
   """Returns sources, outputs, targets, and pairs that must sit together."""
   source, output, target, pairs = [], [], [], []
   for consumer, node in enumerate(nodes):
-    if node.name in fed:
-      continue  # what it would compute from is not run
     references = signatures.reference_inputs(node)
     for position, name in enumerate(node.input):
       producer_name, tensor = parse_ref(name)

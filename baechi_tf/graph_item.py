@@ -14,6 +14,7 @@ from collections.abc import Sequence
 import tensorflow as tf
 
 from baechi_tf import initializer as initializers
+from baechi_tf.feeding import with_placeholders
 from baechi_tf.function_library import checked_definition
 from baechi_tf.function_library import CONTROL
 from baechi_tf.function_library import functions_by_name
@@ -157,20 +158,23 @@ def make_item(
   """
   fed = [parse_ref(feed.tensor) for feed in feeds]
   roots = list(initializer.roots)
-  nodes = {node.name: node for node in original.node}
-  _check_nodes(original, nodes)
-  _check_present(nodes, [*(name for name, _ in (*fed, *outputs)), *roots])
-  in_step = nodes_behind([name for name, _ in (*outputs, *fed)], nodes)
-  flat = inline(original, nodes.keys() - in_step, (*outputs, *fed))
+  present = _nodes_by_name(original)
+  _check_present(present, [*(name for name, _ in (*fed, *outputs)), *roots])
+  uses = [*outputs, *((name, CONTROL) for name in roots)]
+  graph, moved = with_placeholders(original, feeds, uses)
+  fed = [moved.get(ref, ref) for ref in fed]
+  outputs = [moved.get(ref, ref) for ref in outputs]
+  nodes = _nodes_by_name(graph)
+  in_step = nodes_behind((*outputs, *fed), nodes)
+  flat = inline(graph, nodes.keys() - in_step, (*outputs, *fed))
 
   resolved = [flat.returns[ref] for ref in outputs]
   starts = [name for (name, _), _ in resolved]
   calls = [call for _, through in resolved for call in through]
-  fed_nodes = [flat.returns[ref][0][0] for ref in fed]
-  live, targets = live_nodes(flat, starts, calls, fed_nodes)
+  live, targets = live_nodes(flat, starts, calls)
   targets = [name for (name, x), _ in resolved if x == CONTROL] + targets
   check_no_cycle(flat, live)
-  live.update(fed_nodes)
+  live.update(name for name, _ in fed)
   op_names = tuple(name for name in flat.nodes if name in live)
   library = functions_by_name(original)
   for name in op_names:
@@ -180,24 +184,26 @@ def make_item(
     graph_def=flat_graph_def(flat, kept, original),
     feeds=tuple(
       dataclasses.replace(feed, tensor=f"{name}:{output}")
-      for feed, (name, output) in zip(
-        feeds, (flat.returns[ref][0] for ref in fed), strict=True
-      )
+      for feed, (name, output) in zip(feeds, fed, strict=True)
     ),
     fetches=tuple(f"{n}:{x}" for (n, x), _ in resolved if x != CONTROL),
     targets=tuple(dict.fromkeys(targets)),
     op_names=op_names,
-    paths={name: flat.paths[name] for name in op_names},
+    paths={
+      name: flat.paths[name] if name in present or flat.paths[name][1:] else ()
+      for name in op_names
+    },
     source=source,
     initializer=initializer,
   )
 
 
-def _check_nodes(original: GraphDef, nodes: Mapping) -> None:
-  if len(nodes) == len(original.node):
-    return
+def _nodes_by_name(graph_def: GraphDef) -> dict:
+  nodes = {node.name: node for node in graph_def.node}
+  if len(nodes) == len(graph_def.node):
+    return nodes
   seen = set()
-  for node in original.node:
+  for node in graph_def.node:
     if node.name in seen:
       raise ValueError(f"the graph has two nodes {node.name!r}")
     seen.add(node.name)

@@ -20,7 +20,6 @@ def live_nodes(
   flat: FlatGraph,
   roots: Iterable[str],
   calls: Iterable[tuple[str, ...]],
-  fed: Iterable[str] = (),
 ) -> tuple[set[str], list[str]]:
   """Returns what has to run for the roots, and for which side effects.
 
@@ -28,12 +27,10 @@ def live_nodes(
     flat: the graph.
     roots: nodes that run.
     calls: calls that run, for their side effects.
-    fed: nodes whose inputs are not needed, as their outputs are fed.
 
   Returns:
     The live nodes, and those of them that run only because a live call does.
   """
-  fed = set(fed)
   live, targets = set(), []
   known_calls = set()
   pending = list(roots)
@@ -44,8 +41,6 @@ def live_nodes(
       if name in live:
         continue
       live.add(name)
-      if name in fed:
-        continue
       pending.extend(node for node, _ in flat.inputs[name])
       pending_calls.extend(flat.calls_used.get(name, ()))
     while pending_calls and not pending:

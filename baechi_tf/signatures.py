@@ -3,6 +3,7 @@
 import dataclasses
 import difflib
 import re
+from collections.abc import Collection
 from collections.abc import Iterable
 from collections.abc import Mapping
 from collections.abc import Sequence
@@ -137,7 +138,7 @@ def placeholder_feeds(graph_def: GraphDef, outputs: list[Ref]) -> list[Feed]:
     ValueError: one takes what cannot be fed.
   """
   nodes = {node.name: node for node in graph_def.node}
-  needed = nodes_behind([name for name, _ in outputs], nodes)
+  needed = nodes_behind(outputs, nodes)
   feeds = []
   for node in graph_def.node:
     if node.op != "Placeholder" or node.name not in needed:
@@ -201,12 +202,21 @@ def quoted(names: Sequence[str]) -> str:
   return f"{shown} and {more} more" if more > 0 else shown
 
 
-def nodes_behind(names: Iterable[str], nodes: Mapping) -> set[str]:
-  """Returns the nodes and all that they depend on."""
-  found, pending = set(), list(names)
+def nodes_behind(
+  refs: Iterable[Ref], nodes: Mapping, cut: Collection[Ref] = ()
+) -> set[str]:
+  """Returns the nodes referred to and all that they depend on.
+
+  Args:
+    refs: where to begin.
+    nodes: by name.
+    cut: references that are not followed.
+  """
+  found, pending = set(), list(refs)
   while pending:
-    name = pending.pop()
-    if name not in found and name in nodes:
+    ref = pending.pop()
+    name, _ = ref
+    if ref not in cut and name not in found and name in nodes:
       found.add(name)
-      pending.extend(parse_ref(x)[0] for x in nodes[name].input)
+      pending.extend(map(parse_ref, nodes[name].input))
   return found

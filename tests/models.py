@@ -324,6 +324,33 @@ def save_v1_sparse(path) -> str:
   return str(path)
 
 
+def save_v1_examples(path) -> str:
+  """Saves y = x / 2 + 2 in the ways of TensorFlow Serving.
+
+  Signature "examples" takes serialized examples, "parsed" the output of the op
+  that parses them, "defaulted" a placeholder that has a default.
+  """
+  v1 = tf.compat.v1
+  with tf.Graph().as_default(), v1.Session() as session:
+    half = v1.get_variable("half", initializer=0.5)
+    examples = v1.placeholder(tf.string, name="examples")
+    spec = tf.io.FixedLenFeature([1], tf.float32)
+    parsed = v1.parse_example(examples, {"x": spec, "z": spec})
+    ones = tf.ones([2, 1], name="ones")
+    defaulted = v1.placeholder_with_default(ones, [None, 1], name="defaulted")
+    describe = v1.saved_model.predict_signature_def
+    signatures = {
+      "examples": describe({"in": examples}, {"y": parsed["x"] * half + 2.0}),
+      "parsed": describe({"in": parsed["z"]}, {"y": parsed["z"] * half + 2.0}),
+      "defaulted": describe({"in": defaulted}, {"y": defaulted * half + 2.0}),
+    }
+    session.run(v1.global_variables_initializer())
+    builder = v1.saved_model.Builder(str(path))
+    builder.add_meta_graph_and_variables(session, ["serve"], signatures)
+    builder.save()
+  return str(path)
+
+
 def lowered_loop():
   """Returns a GraphDef whose loop is a cycle of Enter, Merge, NextIteration."""
   v1 = tf.compat.v1

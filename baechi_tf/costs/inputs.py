@@ -2,13 +2,27 @@
 
 import os
 import zipfile
+import zlib
 from collections.abc import Mapping
 
 import numpy as np
 import tensorflow as tf
 
+from baechi_tf.costs.serialized import made_up_example
+from baechi_tf.costs.serialized import parser_of
+from baechi_tf.costs.serialized import usual_shape
+from baechi_tf.costs.serialized import whole_examples
 from baechi_tf.graph_item import Feed
 from baechi_tf.graph_item import GraphItem
+
+_DAMAGED = (
+  AttributeError,  # a single array, which has no items
+  EOFError,
+  NotImplementedError,
+  ValueError,  # also arrays of Python objects
+  zipfile.BadZipFile,
+  zlib.error,
+)
 
 
 def concrete_shapes(
@@ -36,7 +50,9 @@ def concrete_shapes(
         f" {', '.join(map(repr, names))}"
       )
   return {
-    feed.name: _concrete_shape(feed, batch_size, input_shapes.get(feed.name))
+    feed.name: _concrete_shape(
+      item, feed, batch_size, input_shapes.get(feed.name)
+    )
     for feed in item.feeds
   }
 
@@ -50,8 +66,8 @@ def synthesize_inputs(
   """Returns a value for every feed: from a file, or made up.
 
   Made-up floats are small and random, integers 0 or 1 (so that they are in
-  range as labels and indices), booleans true, strings empty; the same every
-  time.
+  range as labels and indices), booleans true, strings empty, or serialized
+  examples where a `ParseExample` reads them; the same every time.
 
   Args:
     item: the model.
@@ -69,11 +85,14 @@ def synthesize_inputs(
   shapes = concrete_shapes(item, batch_size, input_shapes)
   rng = np.random.default_rng(0)
   return {
-    feed.name: _made_up(feed, shapes[feed.name], rng) for feed in item.feeds
+    feed.name: _made_up(item, feed, shapes[feed.name], rng)
+    for feed in item.feeds
   }
 
 
-def _concrete_shape(feed: Feed, batch_size, given) -> tuple[int, ...]:
+def _concrete_shape(
+  item: GraphItem, feed: Feed, batch_size, given
+) -> tuple[int, ...]:
   shape = feed.shape
   if given is not None:
     given = tuple(given)
@@ -87,6 +106,7 @@ def _concrete_shape(feed: Feed, batch_size, given) -> tuple[int, ...]:
         f" the model's shape {_shape_text(shape)}"
       )
     return given
+  shape = usual_shape(item, feed)
   if shape and shape[0] is None and batch_size is not None:
     if batch_size < 1:
       raise ValueError(f"--batch-size {batch_size} must be at least 1")
@@ -107,10 +127,14 @@ def _shape_text(shape) -> str:
   return f"[{', '.join('?' if x is None else str(x) for x in shape)}]"
 
 
-def _made_up(feed: Feed, shape, rng) -> np.ndarray:
+def _made_up(item: GraphItem, feed: Feed, shape, rng) -> np.ndarray:
   dtype = feed.dtype.base_dtype
   if dtype == tf.string:
-    return np.full(shape, b"", object)
+    parser = parser_of(item, feed)
+    text = made_up_example(item, feed, parser, rng) if parser else b""
+    texts = np.empty(shape, object)
+    texts.fill(text)  # np.full drops zero bytes at its end
+    return texts
   if dtype == tf.bool:
     return np.ones(shape, bool)
   if dtype.is_integer and not dtype.is_quantized:
@@ -119,7 +143,7 @@ def _made_up(feed: Feed, shape, rng) -> np.ndarray:
     return (0.1 * rng.standard_normal(shape)).astype(dtype.as_numpy_dtype)
   raise ValueError(
     f"input {feed.name!r} has type {dtype.name}, for which no value can be"
-    " made up; give one in an .npz file"
+    " made up: give real inputs with --inputs"
   )
 
 
@@ -128,9 +152,14 @@ def _read_inputs(item: GraphItem, path) -> dict[str, np.ndarray]:
     try:
       archive = np.load(file, allow_pickle=False)
       values = dict(archive.items())
-    except (ValueError, EOFError, AttributeError, zipfile.BadZipFile):
-      # AttributeError: a single array, which has no items.
-      raise ValueError(f"{path}: not a NumPy .npz archive of arrays") from None
+    except _DAMAGED:
+      values = None
+  if values is None or not all(
+    isinstance(x, np.ndarray) for x in values.values()
+  ):
+    raise ValueError(
+      f"{path}: not a NumPy .npz archive of arrays of numbers or strings"
+    )
   names = [feed.name for feed in item.feeds]
   for name in names:
     if name not in values:
@@ -144,11 +173,14 @@ def _read_inputs(item: GraphItem, path) -> dict[str, np.ndarray]:
       f" {', '.join(map(repr, names))}"
     )
   return {
-    feed.name: _checked(feed, values[feed.name], path) for feed in item.feeds
+    feed.name: _checked(item, feed, values[feed.name], path)
+    for feed in item.feeds
   }
 
 
-def _checked(feed: Feed, value: np.ndarray, path) -> np.ndarray:
+def _checked(
+  item: GraphItem, feed: Feed, value: np.ndarray, path
+) -> np.ndarray:
   dtype = feed.dtype.base_dtype
   is_text = dtype == tf.string and value.dtype.kind in "SU"
   if not is_text and value.dtype != dtype.as_numpy_dtype:
@@ -162,4 +194,6 @@ def _checked(feed: Feed, value: np.ndarray, path) -> np.ndarray:
       f"{path}: input {feed.name!r} has shape {_shape_text(value.shape)}, the"
       f" model wants {_shape_text(feed.shape)}"
     )
+  if value.dtype.kind == "S" and parser_of(item, feed):
+    return whole_examples(value)
   return value

@@ -5,11 +5,15 @@ import pytest
 
 from baechi_tf.costs import inputs
 from baechi_tf.graph_item import Feed
+from baechi_tf.graph_item import GraphItem
+from tests.tensorflow_setup import session
 from tests.tensorflow_setup import tf
+
+v1 = tf.compat.v1
 
 
 def item_of(*feeds):
-  return types.SimpleNamespace(feeds=feeds)
+  return types.SimpleNamespace(feeds=feeds, graph_def=v1.GraphDef())
 
 
 IMAGE = Feed("image", "a:0", tf.float32, (None, 28, 28, 1))
@@ -94,9 +98,114 @@ def test_values_of_strings_and_booleans():
   assert values["flag"].tolist() is True
 
 
+def parsing_item(parse, shape=None):
+  """Returns an item that feeds strings to what `parse` makes of them."""
+  with tf.Graph().as_default() as graph:
+    text = v1.placeholder(tf.string, shape, name="text")
+    outputs = tf.nest.flatten(parse(text), expand_composites=True)
+  return GraphItem(
+    graph_def=graph.as_graph_def(),
+    feeds=(Feed("text", "text:0", tf.string, shape),),
+    fetches=tuple(x.name for x in outputs),
+    targets=(),
+    op_names=(),
+    paths={},
+    source="a small graph",
+    initializer=lambda session: None,
+  )
+
+
+def raw_parse(text):
+  return tf.raw_ops.ParseExample(
+    serialized=text,
+    names=tf.constant([], tf.string),
+    sparse_keys=["words"],
+    dense_keys=["pixels", "label"],
+    dense_defaults=[tf.constant([], tf.float32), tf.constant([7], tf.int64)],
+    sparse_types=[tf.string],
+    dense_shapes=[[2, 3], [1]],
+  )
+
+
+FEATURES = {
+  "pixels": tf.io.FixedLenFeature([2, 3], tf.float32),
+  "label": tf.io.FixedLenFeature([1], tf.int64, 7),
+  "frames": tf.io.FixedLenSequenceFeature([4], tf.float32, allow_missing=True),
+  "words": tf.io.VarLenFeature(tf.string),
+  "rows": tf.io.RaggedFeature(tf.int64),
+  "cells": tf.io.SparseFeature("i", "v", tf.float32, 5),
+}
+
+
+def raw_parse_single(text):
+  return tf.raw_ops.ParseSingleExample(
+    serialized=text,
+    dense_defaults=[tf.constant([], tf.float32)],
+    num_sparse=1,
+    sparse_keys=["words"],
+    dense_keys=["pixels"],
+    sparse_types=[tf.string],
+    dense_shapes=[[2, 3]],
+  )
+
+
+def reshaped_parse(text):
+  return tf.io.parse_example(tf.reshape(text, [-1]), FEATURES)
+
+
+def identical_parse(text):
+  return tf.io.parse_example(tf.identity(text), FEATURES)
+
+
+@pytest.mark.parametrize(
+  ("parse", "shape", "full_shape"),
+  [
+    (raw_parse, None, (3,)),
+    (raw_parse_single, None, ()),
+    (reshaped_parse, (None, 1), (3, 1)),
+    (identical_parse, (None,), (3,)),
+    (identical_parse, (), ()),
+  ],
+)
+def test_values_suit_the_op_that_parses_examples(parse, shape, full_shape):
+  item = parsing_item(parse, shape)
+  value = inputs.synthesize_inputs(item, 3)["text"]
+  assert value.shape == full_shape
+  with session(item.graph_def) as running:
+    outputs = running.run(item.fetches, {"text:0": value})
+  (pixels,) = (x for x in outputs if x.shape[-2:] == (2, 3))
+  # The example's own numbers, not a default's.
+  assert pixels.size == max(value.size, 1) * 6
+  assert len(np.unique(pixels)) == 6
+
+
+def test_values_for_another_parser_are_asked_for():
+  item = parsing_item(lambda x: tf.io.decode_jpeg(tf.identity(x)), ())
+  with pytest.raises(ValueError, match="read by DecodeJpeg .*--inputs"):
+    inputs.synthesize_inputs(item)
+
+
+def test_values_from_file_are_whole_examples(tmp_path):
+  spec = {"x": tf.io.FixedLenFeature([2], tf.int64)}
+  item = parsing_item(lambda x: tf.io.parse_example(x, spec), (None,))
+  examples = [
+    tf.train.Example(
+      features={"feature": {"x": {"int64_list": {"value": numbers}}}}
+    ).SerializeToString()
+    for numbers in ([1, 0], [300, 2])
+  ]
+  array = np.array(examples)
+  assert array[0] != examples[0]  # NumPy dropped the zero at its end
+  path = saved(tmp_path / "in.npz", text=array)
+  value = inputs.synthesize_inputs(item, npz=path)["text"]
+  with session(item.graph_def) as running:
+    (parsed,) = running.run(item.fetches, {"text:0": value})
+  np.testing.assert_array_equal(parsed, [[1, 0], [300, 2]])
+
+
 def test_values_of_resources_cannot_be_made_up():
   feed = Feed("handle", "h:0", tf.resource, ())
-  with pytest.raises(ValueError, match=r"'handle' has type resource.*\.npz"):
+  with pytest.raises(ValueError, match="'handle' has type resource.*--inputs"):
     inputs.synthesize_inputs(item_of(feed))
 
 

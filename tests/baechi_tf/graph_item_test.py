@@ -237,6 +237,72 @@ def test_read_item_fed_op_in_the_middle_is_where_the_step_begins(tmp_path):
   assert run_steps(item, [{"middle": 4.0}])[0] == [[5.0]]
 
 
+@pytest.fixture(scope="module")
+def examples(tmp_path_factory):
+  return models.save_v1_examples(tmp_path_factory.mktemp("examples") / "model")
+
+
+@pytest.mark.parametrize(
+  ("signature", "placeholder"),
+  [("parsed", "ParseExample/ParseExampleV2"), ("defaulted", "defaulted")],
+)
+def test_read_item_fed_op_does_not_run(examples, signature, placeholder):
+  item = read_item(examples, signature=signature)
+  (feed,) = item.feeds
+  assert nodes_of(item)[placeholder].op == "Placeholder"
+  assert feed.tensor == f"{placeholder}:0"
+  assert item.paths[placeholder] == (placeholder,)
+  assert not {"ParseExampleV2", "ones", "examples"} & set(item.op_names)
+  outputs, _ = run_steps(item, [{"in": np.float32([[3], [5]])}])
+  np.testing.assert_array_equal(outputs[0][0], [[3.5], [4.5]])
+
+
+def fed_item(tmp_path, feed, fetches):
+  """Returns the item of x -> split in two, and what follows, fed inside."""
+  with tf.Graph().as_default():
+    x = tf.compat.v1.placeholder(tf.float32, [2], name="x")
+    low, high = tf.split(tf.negative(x, name="minus"), 2, name="halves")
+    with tf.control_dependencies([low.op]):
+      tf.identity(tf.constant(1.0), name="after")
+    tf.add(low, 1.0, name="low")
+    tf.add(high, 1.0, name="high")
+    get = tf.compat.v1.get_default_graph().get_tensor_by_name
+    signature = tf.compat.v1.saved_model.predict_signature_def(
+      {x: get(x) for x in feed}, {x: get(x) for x in fetches}
+    )
+    meta_graph = tf.compat.v1.train.export_meta_graph()
+  meta_graph.signature_def["run"].CopyFrom(signature)
+  path = tmp_path / "model.pb"
+  path.write_bytes(meta_graph.SerializeToString())
+  return read_item(path)
+
+
+@pytest.mark.parametrize(
+  ("feed", "fetches", "runs", "expected"),
+  [
+    # The op runs for its other output: x = [5, 7].
+    (["halves:0", "x:0"], ["high:0", "low:0"], True, [[-6.0], [4.0]]),
+    # All that is used is fed.
+    (["halves:0"], ["low:0"], False, [[4.0]]),
+    (["halves:0", "halves:1"], ["high:0", "low:0"], False, [[5.0], [4.0]]),
+    # What waits for the op waits for it although its output is fed.
+    (["halves:0", "x:0"], ["after:0", "low:0"], True, [1.0, [4.0]]),
+    # A fetch that is fed.
+    (["halves:0"], ["halves:0"], False, [[3.0]]),
+  ],
+)
+def test_read_item_feeds_one_output_of_several(
+  tmp_path, feed, fetches, runs, expected
+):
+  item = fed_item(tmp_path, feed, fetches)
+  assert ("minus" in item.op_names) == runs
+  assert ("Split" in planned_ops(item)) == runs
+  values = {"halves:0": [3.0], "halves:1": [4.0], "x:0": [5.0, 7.0]}
+  outputs, _ = run_steps(item, [values])
+  for value, right in zip(outputs[0], expected, strict=True):
+    np.testing.assert_array_equal(value, right)
+
+
 def step_graph():
   """Returns a GraphDef with a resource variable that counts its steps."""
   with tf.Graph().as_default() as graph:
