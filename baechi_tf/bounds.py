@@ -12,8 +12,10 @@ import numpy as np
 from baechi_tf.cluster import Cluster
 from baechi_tf.compiled import compiled
 from baechi_tf.op_graph import OpGraph
-from baechi_tf.placement import infeasible_message
 from baechi_tf.placement import InfeasiblePlacementError
+from baechi_tf.shortage import group_memory
+from baechi_tf.shortage import op_fits_nowhere
+from baechi_tf.shortage import Shortage
 
 # An op's predecessors beyond this many tighten its head too little to be worth
 # the quadratic search; leaving them out keeps the bound valid.
@@ -88,9 +90,9 @@ def check_memory(graph: OpGraph, cluster: Cluster) -> None:
   op = _first_largest(
     graph, np.where(inside, graph.working_bytes + graph.persistent_bytes, -1)
   )
-  raise InfeasiblePlacementError(
-    infeasible_message(graph, cluster, op, int(needed[group]), memory)
-  )
+  kinds = group_memory(graph, group)
+  shortages = [Shortage(k, kinds, int(x)) for k, x in enumerate(memory)]
+  raise InfeasiblePlacementError(op_fits_nowhere(graph, cluster, op, shortages))
 
 
 def _longest_path(graph, heads, first_ops) -> LowerBound:

@@ -15,27 +15,6 @@ class InfeasiblePlacementError(Exception):
   """No placement was found that fits the devices' memory."""
 
 
-def infeasible_message(
-  graph: OpGraph,
-  cluster: Cluster,
-  op: int,
-  needed_bytes: int,
-  left_bytes: np.ndarray,
-) -> str:
-  """Returns what does not fit, what each device has left, what would help."""
-  company = int(np.sum(graph.group == graph.group[op])) - 1
-  group = f" (with {company} ops that must share its device)" if company else ""
-  left = ", ".join(
-    f"{name} {max(int(x), 0):,}"
-    for name, x in zip(cluster.device_names, left_bytes, strict=True)
-  )
-  return (
-    f"op {graph.names[op]!r}{group} needs {needed_bytes:,} bytes and fits on no"
-    f" device; bytes left: {left}. A smaller batch, more memory or another"
-    " device would help"
-  )
-
-
 @dataclasses.dataclass(frozen=True, eq=False)
 class Placement:
   """A device for every op of a graph.

@@ -146,7 +146,7 @@ def plan(
       break  # what co-placement made too large to fit would come apart
   chosen = min(candidates, key=lambda candidate: candidate.makespan_us)
   if chosen.simulation is None:
-    raise InfeasiblePlacementError(candidates[-1].error)
+    raise InfeasiblePlacementError(_none_fits(candidates))
   placement = Placement(
     graph.names,
     cluster.device_names,
@@ -176,6 +176,17 @@ def check_placer(name: str) -> None:
     raise ValueError(
       f"unknown placer {name!r}; choose from {', '.join([BEST, *PLACERS])}"
     )
+
+
+def _none_fits(candidates: list[Candidate]) -> str:
+  """Returns why there is no plan: the error of the last candidate.
+
+  It had the smallest groups to place, so it came as near as any.
+  """
+  last = candidates[-1]
+  if all(x.placer == last.placer for x in candidates):
+    return last.error
+  return f"no placer found a plan that fits; {last.placer}: {last.error}"
 
 
 def _greedy_note(graph: OpGraph, coplacement: str) -> str:

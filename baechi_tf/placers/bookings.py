@@ -231,15 +231,21 @@ def may_run(p, s, op, k):
 
 
 @compiled
-def needs(p, s, op, k):
-  """Bytes that placing the op on `k` would take there at its start."""
-  copies = 0
+def received_bytes(p, s, op, k):
+  """Bytes of inputs that `k` would have to receive, and hold, for the op."""
+  total = 0
   for i in range(p.input_offsets[op], p.input_offsets[op + 1]):
     tensor = p.input_tensor[i]
     home = s.device[p.tensor_op[tensor]]
     if home != k and s.arrived[tensor, k] == NEVER:
-      copies += p.tensor_bytes[tensor]
-  working = p.working_bytes[op] + copies
+      total += p.tensor_bytes[tensor]
+  return total
+
+
+@compiled_inner
+def _needs(p, s, op, k):
+  """Bytes that placing the op on `k` would take there at its start."""
+  working = p.working_bytes[op] + received_bytes(p, s, op, k)
   group = p.group[op]
   if s.group_device[group] != NONE:
     return working
@@ -250,7 +256,7 @@ def needs(p, s, op, k):
 @compiled_inner
 def fits(p, s, q, op, k, now):
   """Whether `k` can hold the op from `now` on, after what is freed by then."""
-  excess = s.reserved[k] + s.live[k] + needs(p, s, op, k) - p.memory[k]
+  excess = s.reserved[k] + s.live[k] + _needs(p, s, op, k) - p.memory[k]
   if excess > 0:
     # Only counted: another op may yet start on `k` before these are freed.
     for at, size in q.releases[k]:

@@ -11,10 +11,12 @@ from baechi_tf.cluster import Cluster
 from baechi_tf.compiled import compiled
 from baechi_tf.op_graph import offsets_of
 from baechi_tf.op_graph import OpGraph
-from baechi_tf.placement import infeasible_message
 from baechi_tf.placement import InfeasiblePlacementError
 from baechi_tf.placement import Placement
 from baechi_tf.placers.walk import groups_in_order
+from baechi_tf.shortage import memory_by_kind
+from baechi_tf.shortage import op_fits_nowhere
+from baechi_tf.shortage import Shortage
 
 _BISECTIONS = 50
 
@@ -44,15 +46,8 @@ def place(graph: OpGraph, cluster: Cluster) -> Placement:
   )
   best, stopped = _fill(np.inf, *arrays)
   if stopped >= 0:
-    op = sequence[offsets[stopped]]
-    group = graph.group[op]
-    needed = (
-      graph.group_persistent_bytes[group] + graph.group_working_bytes[group]
-    )
     raise InfeasiblePlacementError(
-      infeasible_message(
-        graph, cluster, int(op), int(needed), np.zeros(cluster.num_devices)
-      )
+      _why_not(graph, cluster, sequence, offsets, freed, best, stopped)
     )
   low, high = 0.0, float(times.sum(axis=0).max(initial=0.0))
   for _ in range(_BISECTIONS):
@@ -84,6 +79,47 @@ def _freed_after(graph, sequence):
     made[order],
     graph.tensor_held_bytes[order],
   )
+
+
+def _why_not(graph, cluster, sequence, offsets, freed, device, stopped) -> str:
+  """Returns what each device lacks for the group that was left over.
+
+  The device that was being filled would have to add it to its stretch, those
+  after it would start one with it.
+  """
+  first, end = offsets[stopped], offsets[stopped + 1]
+  current = device[first - 1] if first else 0
+  shortages = []
+  for k in range(cluster.num_devices):
+    if k < current:
+      shortages.append(Shortage(k, excluded="the ops before fill it"))
+      continue
+    begin = first
+    if k == current and first:
+      begin = np.flatnonzero(device[:first] == k)[0]
+    needed, at = _stretch_memory(graph, sequence[begin:end], begin, freed)
+    shortages.append(
+      Shortage(k, needed, int(cluster.memory_bytes[k]), at_op=graph.names[at])
+    )
+  return op_fits_nowhere(graph, cluster, int(sequence[first]), shortages)
+
+
+def _stretch_memory(graph, ops, begin, freed):
+  """Returns a stretch's memory by kind, and the op at which it peaks."""
+  freed_offsets, made, sizes = freed
+  end = begin + len(ops)
+  at = np.repeat(np.arange(graph.num_ops), np.diff(freed_offsets))
+  inside = (at >= begin) & (at < end) & (made >= begin)
+  released = np.bincount(at[inside] - begin, sizes[inside], len(ops))
+  live = graph.output_held_bytes[ops].cumsum()
+  live[1:] -= released.cumsum()[:-1].astype(np.int64)
+  peak = np.argmax(live + graph.temporary_bytes[ops])
+  needed = memory_by_kind(
+    graph.persistent_bytes[ops].sum(),
+    live[peak],
+    graph.temporary_bytes[ops[peak]],
+  )
+  return needed, ops[peak]
 
 
 @compiled

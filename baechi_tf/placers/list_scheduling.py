@@ -22,7 +22,6 @@ from baechi_tf.cluster import Cluster
 from baechi_tf.compiled import compiled
 from baechi_tf.compiled import compiled_inner
 from baechi_tf.op_graph import OpGraph
-from baechi_tf.placement import infeasible_message
 from baechi_tf.placement import InfeasiblePlacementError
 from baechi_tf.placement import Placement
 from baechi_tf.placers.awake import awaits
@@ -31,7 +30,6 @@ from baechi_tf.placers.bookings import fits
 from baechi_tf.placers.bookings import free_memory
 from baechi_tf.placers.bookings import inputs_there
 from baechi_tf.placers.bookings import may_run
-from baechi_tf.placers.bookings import needs
 from baechi_tf.placers.bookings import NEVER
 from baechi_tf.placers.bookings import new_problem
 from baechi_tf.placers.bookings import new_queues
@@ -40,8 +38,13 @@ from baechi_tf.placers.bookings import NONE
 from baechi_tf.placers.bookings import OPEN
 from baechi_tf.placers.bookings import PINNED
 from baechi_tf.placers.bookings import place_op
+from baechi_tf.placers.bookings import received_bytes
 from baechi_tf.placers.bookings import sort_inputs
 from baechi_tf.placers.bookings import URGENT
+from baechi_tf.shortage import group_memory
+from baechi_tf.shortage import memory_by_kind
+from baechi_tf.shortage import op_fits_nowhere
+from baechi_tf.shortage import Shortage
 
 
 def schedule(
@@ -71,14 +74,35 @@ def schedule(
 
 
 def _why_not(graph, cluster, p, s) -> str:
-  """Returns what the first ready op lacks, where it lacks least."""
+  """Returns what each device lacks for the first ready op, or why it is out."""
   ready = np.flatnonzero(s.is_ready)
   op = int(ready[np.argmin(p.rank[ready])])
   where = s.group_device[p.group[op]]
-  devices = range(cluster.num_devices) if where == NONE else [where]
-  needed = min(int(needs(p, s, op, k)) for k in devices)
   left = p.memory - s.reserved - s.live
-  return infeasible_message(graph, cluster, op, needed, left)
+  shortages = []
+  for k in range(cluster.num_devices):
+    if where not in (NONE, k):
+      reason = f"its group is on {cluster.device_names[where]}"
+      shortages.append(Shortage(k, excluded=reason))
+      continue
+    needed = _needed_by_kind(graph, p, s, op, k)
+    shortages.append(Shortage(k, needed, int(left[k])))
+  return op_fits_nowhere(graph, cluster, op, shortages)
+
+
+def _needed_by_kind(graph, p, s, op, k) -> dict[str, int]:
+  """Returns what the memory check adds up for an op on `k`, by kind."""
+  received = received_bytes(p, s, op, k)
+  group = p.group[op]
+  is_first = s.group_device[group] == NONE
+  if is_first and p.working_bytes[op] + received < p.group_working[group]:
+    return group_memory(graph, group)
+  return memory_by_kind(
+    p.group_persistent[group] if is_first else 0,
+    graph.output_held_bytes[op],
+    p.temporary_bytes[op],
+    received,
+  )
 
 
 @compiled_inner

@@ -4,10 +4,12 @@ import numpy as np
 
 from baechi_tf.cluster import Cluster
 from baechi_tf.op_graph import OpGraph
-from baechi_tf.placement import infeasible_message
 from baechi_tf.placement import InfeasiblePlacementError
 from baechi_tf.placement import Placement
 from baechi_tf.placers.walk import groups_in_order
+from baechi_tf.shortage import memory_by_kind
+from baechi_tf.shortage import op_fits_nowhere
+from baechi_tf.shortage import Shortage
 
 
 def place(graph: OpGraph, cluster: Cluster) -> Placement:
@@ -32,10 +34,29 @@ def place(graph: OpGraph, cluster: Cluster) -> Placement:
     while group_memory[group] > room[k]:
       k += 1
       if k == cluster.num_devices:
-        raise InfeasiblePlacementError(
-          infeasible_message(graph, cluster, op, int(group_memory[group]), room)
-        )
+        raise InfeasiblePlacementError(_why_not(graph, cluster, op, room, cap))
     room[k] -= group_memory[group]
     group_device[group] = k
   device = group_device[graph.group]
   return Placement(graph.names, cluster.device_names, device)
+
+
+def _why_not(graph, cluster, op, room, cap) -> str:
+  """Returns what each device lacks; some have room but were passed before."""
+  members = graph.group == graph.group[op]
+  needed = memory_by_kind(
+    graph.persistent_bytes[members].sum(),
+    graph.output_held_bytes[members].sum(),
+    graph.temporary_bytes[members].sum(),
+  )
+  shortages = [Shortage(k, needed, int(x)) for k, x in enumerate(room)]
+  shortages = [
+    x
+    if x.lacking_bytes > 0
+    else Shortage(x.device, excluded="m_topo filled it before and moved on")
+    for x in shortages
+  ]
+  message = op_fits_nowhere(graph, cluster, op, shortages)
+  if (cap < cluster.memory_bytes).any():
+    message += f"; m_topo fills no device with more than {cap:,} bytes"
+  return message

@@ -1,12 +1,15 @@
 """Everything on one device: what any plan has to beat."""
 
+import dataclasses
+
 import numpy as np
 
 from baechi_tf.cluster import Cluster
 from baechi_tf.op_graph import OpGraph
 from baechi_tf.placement import InfeasiblePlacementError
 from baechi_tf.placement import Placement
-from baechi_tf.simulator import overflow
+from baechi_tf.shortage import shortage_message
+from baechi_tf.simulator import shortage_at_peak
 from baechi_tf.simulator import simulate
 
 
@@ -16,21 +19,33 @@ def place(graph: OpGraph, cluster: Cluster) -> Placement:
   Ties go to the lower device.
 
   Raises:
-    InfeasiblePlacementError: no device can; the message says what the largest
-      one would need, and at which op.
+    InfeasiblePlacementError: no device can; the message says what each would
+      need, and at which op.
     ValueError: the graph has no times for a device's type.
   """
+  # Devices of one type run the step alike: one simulation stands for all.
+  alone = {}
+  for k, device_type in enumerate(cluster.types):
+    if device_type not in alone:
+      device = np.full(graph.num_ops, k, np.int64)
+      alone[device_type] = k, simulate(graph, cluster, device)
   total = graph.times_on(cluster.types).sum(axis=0)
   for k in np.argsort(total, kind="stable").tolist():
-    if _overflow_on(graph, cluster, k) is None:
+    first, simulation = alone[cluster.types[k]]
+    if simulation.peak_memory_bytes[first] <= cluster.memory_bytes[k]:
       device = np.full(graph.num_ops, k, np.int64)
       return Placement(graph.names, cluster.device_names, device)
-  largest = int(np.argmax(cluster.memory_bytes))
+  peaks = {
+    device_type: shortage_at_peak(graph, cluster, simulation, first)
+    for device_type, (first, simulation) in alone.items()
+  }
+  shortages = [
+    dataclasses.replace(
+      peaks[device.type], device=k, available_bytes=device.memory_bytes
+    )
+    for k, device in enumerate(cluster.devices)
+  ]
   raise InfeasiblePlacementError(
-    f"the whole step on one device: {_overflow_on(graph, cluster, largest)}"
+    "the whole step fits on no single device:"
+    f" {shortage_message(cluster, shortages)}"
   )
-
-
-def _overflow_on(graph, cluster, k):
-  device = np.full(graph.num_ops, k, np.int64)
-  return overflow(graph, cluster, simulate(graph, cluster, device))

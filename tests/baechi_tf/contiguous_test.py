@@ -112,7 +112,9 @@ def test_place_left_over_group_error_names_its_first_op_and_need():
     ]
   )
   with pytest.raises(
-    InfeasiblePlacementError, match="op 'a' .with 1 ops .* needs 12 bytes"
+    InfeasiblePlacementError,
+    match=r"op 'a' \(with 1 ops .*: d0 would need 12 bytes at op 'a' \(9"
+    r" persistent \+ 2 outputs \+ 1 temporary\) and has 11; d1 would need 12",
   ):
     contiguous.place(graph, make_cluster(2, memory=11))
 

@@ -464,7 +464,9 @@ def test_schedule_infeasible_error_names_op_need_and_room(favorites):
   )
   with pytest.raises(
     InfeasiblePlacementError,
-    match="op 'big' needs 9 bytes .* bytes left: d0 3, d1 8",
+    match="op 'big' fits on no device:"
+    r" d1 would need 9 bytes \(9 persistent\) and has 8 left;"
+    r" d0 would need 9 bytes \(9 persistent\) and has 3 left\.",
   ):
     list_scheduling.schedule(graph, make_cluster(2, memory=8), favorites)
 

@@ -88,7 +88,8 @@ def test_place_left_over_group_error_names_its_first_op():
   )
   with pytest.raises(
     InfeasiblePlacementError,
-    match="op 'b' .with 1 ops .* needs 9 bytes .* left: d0 4, d1 8",
+    match=r"op 'b' \(with 1 ops .*: d1 would need 9 bytes \(9 persistent\) and"
+    r" has 8 left; d0 would need 9 bytes .* 4 left\.",
   ):
     m_topo.place(graph, make_cluster(2, memory=8))
 

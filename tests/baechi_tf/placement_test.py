@@ -4,7 +4,6 @@ import numpy as np
 import pytest
 
 from baechi_tf.placement import check_placement
-from baechi_tf.placement import infeasible_message
 from baechi_tf.placement import Placement
 from baechi_tf.placement import placement_for
 from baechi_tf.placement import read_placement
@@ -143,13 +142,3 @@ def test_check_placement_of_other_graph_or_cluster_is_an_error():
 def test_check_placement_of_nothing_passes():
   empty = make_graph([])
   check_placement(empty, CLUSTER, placement([], graph=empty))
-
-
-def test_infeasible_message_says_what_is_needed_and_what_is_left():
-  message = infeasible_message(GRAPH, CLUSTER, 0, 12345, np.array([-7, 1000]))
-  assert "op 'b' (with 1 ops that must share its device)" in message
-  assert "needs 12,345 bytes" in message
-  assert "d0 0, d1 1,000" in message
-  assert "with" not in infeasible_message(
-    GRAPH, CLUSTER, 1, 5, np.array([0, 0])
-  )

@@ -3,6 +3,7 @@
 import dataclasses
 import importlib
 import pkgutil
+import re
 
 import numpy as np
 import pytest
@@ -55,6 +56,29 @@ def plan_or_error(graph, cluster, placer):
     return str(error)
 
 
+def check_error_adds_up(message, cluster):
+  """Every device lacks what the error says, or is said to be excluded."""
+  if message.startswith("the persistent state needs"):
+    return
+  lacks = re.findall(
+    r"(d\d+) would need ([\d,]+) bytes.*? \(([^()]*)\) and has ([\d,]+)",
+    message,
+  )
+  named = re.findall(r"not on (d\d+(?:, d\d+)*): ", message)
+  excluded = [name for names in named for name in names.split(", ")]
+  for _, total, kinds, available in lacks:
+    sizes = [part.split()[0] for part in kinds.split(" + ")]
+    needed, *summands, has = (
+      int(x.replace(",", "")) for x in (total, *sizes, available)
+    )
+    assert needed == sum(summands), message
+    assert needed > has, message
+  assert lacks, message
+  if "fits on no" in message:  # else the plan's memory overflows somewhere
+    devices = sorted([x[0] for x in lacks] + excluded)
+    assert devices == sorted(cluster.device_names), message
+
+
 def by_name(placement):
   return sorted(placement.as_dict().items())
 
@@ -79,6 +103,7 @@ def test_plan_is_complete_and_within_memory_or_an_error(placer):
     result = plan_or_error(graph, cluster, placer)
     if isinstance(result, str):
       assert memory_share is not None, result
+      check_error_adds_up(result, cluster)
       continue
     planned += 1
     device = result.placement.device
@@ -222,7 +247,9 @@ def test_plan_op_too_large_for_any_device_error_names_it(placer):
     [Op("small", 1.0, persistent=1), Op("big", 1.0, persistent=100)]
   )
   with pytest.raises(
-    InfeasiblePlacementError, match="'big' needs 100 bytes .* d0 60, d1 60"
+    InfeasiblePlacementError,
+    match=r"'big' .*: d0 would need 100 bytes \(100 persistent\) and has 60"
+    r" left; d1 would need 100 bytes \(100 persistent\) and has 60 left\.",
   ):
     plan(graph, make_cluster(2, memory=60), placer=placer)
 

@@ -120,7 +120,7 @@ def test_plan_unknown_device_type_is_an_error():
 
 def test_plan_infeasible_error_comes_before_any_placing():
   stages = []
-  with pytest.raises(InfeasiblePlacementError, match="op 'a' needs 10"):
+  with pytest.raises(InfeasiblePlacementError, match="op 'a' .* need 10 bytes"):
     plan(
       make_graph([Op("a", persistent=10), Op("b")]),
       make_cluster(2, memory=9),
@@ -135,7 +135,9 @@ def test_overflow_names_device_bytes_and_op():
   )
   simulation = simulate(graph, make_cluster(2), [1, 1])
   message = overflow(graph, make_cluster(2, memory=11), simulation)
-  assert message.startswith("d1 would need 12 bytes at op 'b' and has 11.")
+  assert message.startswith(
+    "d1 would need 12 bytes at op 'b' (4 outputs + 8 temporary) and has 11."
+  )
   assert overflow(graph, make_cluster(2, memory=12), simulation) is None
 
 
@@ -143,4 +145,6 @@ def test_overflow_on_a_device_that_only_receives_names_the_receiver():
   graph = make_graph([Op("a", 1.0, (40,)), Op("b")], [("a", 0, "b")])
   simulation = simulate(graph, make_cluster(2), [0, 1])
   message = overflow(graph, make_cluster(2, memory=[40, 30]), simulation)
-  assert message.startswith("d1 would need 40 bytes at op 'b' and has 30.")
+  assert message.startswith(
+    "d1 would need 40 bytes at op 'b' (40 received inputs) and has 30."
+  )
