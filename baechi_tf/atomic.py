@@ -1,9 +1,14 @@
-"""Writes a file or a directory of files complete or not at all.
+"""Publishes files and directories together, each complete or not at all.
 
-Everything goes to a sibling with a temporary name, on the same file system,
-which is renamed when it is complete and on the disk. What was there before
-stays until then, also if the process is killed. A killed process leaves its
-sibling behind; the next writer of the same path removes it.
+Everything is first built in a staging directory beside its target, on the same
+file system, and brought to the disk. Only when all outputs are complete do they
+get their names. A name that was free is taken without replacing what another
+process may have put there meanwhile. What is replaced stays in the staging
+directory until all else has succeeded, and goes back if anything fails.
+
+A killed process leaves its staging directories, `.baechi-` and 32 hexadecimal
+digits. Each holds a lock file with a mark. The next writer to the same
+directory removes those that have the mark and that no process has locked.
 """
 
 import contextlib
@@ -11,158 +16,287 @@ import ctypes
 import errno
 import fcntl
 import os
+import re
 import shutil
 import uuid
+from collections.abc import Callable
 from collections.abc import Iterable
 from collections.abc import Iterator
 
 _AT_FDCWD = -100
+_RENAME_NOREPLACE = 1
 _RENAME_EXCHANGE = 2
+_UNSUPPORTED = (errno.ENOSYS, errno.EINVAL, errno.EOPNOTSUPP)
+
+_STAGING = re.compile(r"\.baechi-[0-9a-f]{32}")
+_MARK = b"staging directory of baechi_tf\n"
+
+# Raises if what is at the path given to it must not be replaced.
+CheckReplaced = Callable[[str], None]
+
+
+def replace_anything(path: str) -> None:
+  """Lets an output replace whatever is at its path."""
 
 
 def write_text(path: str | os.PathLike, chunks: Iterable[str]) -> None:
-  """Writes the chunks, joined, as the file's text.
+  """Writes the chunks, joined, as the file's text; replaces what is there.
 
   Raises:
-    OSError: it cannot be written; what was there before is still there.
+    OSError: the file cannot be written; what was there before is still there.
   """
   write_bytes(path, (chunk.encode() for chunk in chunks))
 
 
 def write_bytes(path: str | os.PathLike, chunks: Iterable[bytes]) -> None:
-  """Writes the chunks, joined, as the file.
+  """Writes the chunks, joined, as the file; replaces what is there.
 
   Raises:
-    OSError: it cannot be written; what was there before is still there.
+    OSError: the file cannot be written; what was there before is still there.
   """
-  path = os.fspath(path)
-  temporary = _sibling(path)
-  with _errors_named(temporary, path):
-    _remove_abandoned(path)
-    try:
-      with open(temporary, "xb") as file, _locked(temporary):
-        file.writelines(chunks)
-        file.flush()
-        os.fsync(file.fileno())
-        os.replace(temporary, path)
-      _sync_parent(path)
-    finally:
-      with contextlib.suppress(FileNotFoundError):
-        os.remove(temporary)
+  with publishing() as outputs:
+    outputs.write_bytes(path, chunks)
 
 
 @contextlib.contextmanager
-def replacing_directory(path: str | os.PathLike) -> Iterator[str]:
-  """Yields a new directory that takes `path`'s place if the block succeeds.
+def publishing() -> Iterator["Outputs"]:
+  """Yields outputs to fill, which all appear if the block succeeds.
 
-  Whoever looks at `path` sees what was there before or the new directory. On
-  a file system that cannot exchange two names in one step there is nothing at
-  `path` for an instant when it is replaced.
+  On a file system that cannot exchange two names in one step, there is nothing
+  at a path for an instant when it is replaced.
 
   Raises:
-    OSError: it cannot be written; what was there before is still there.
+    OSError: an output cannot be written; all paths are as they were before.
+    ValueError: something is at a path that must not be replaced; likewise.
   """
-  path = os.fspath(path)
-  temporary = _sibling(path)
-  with _errors_named(temporary, path):
-    _remove_abandoned(path)
-    try:
-      os.mkdir(temporary)
-      with _locked(temporary):
-        yield temporary
-        _sync_tree(temporary)
-        _move(temporary, path)
-      _sync_parent(path)
-    finally:
-      # After an exchange this is what was there before.
-      shutil.rmtree(temporary, ignore_errors=True)
-
-
-def _sibling(path: str) -> str:
-  return f"{_prefix(path)}{uuid.uuid4().hex}"
-
-
-def _prefix(path: str) -> str:
-  parent, name = os.path.split(os.path.abspath(path))
-  return os.path.join(parent, f".{name}.baechi-")
-
-
-@contextlib.contextmanager
-def _errors_named(temporary: str, path: str) -> Iterator[None]:
-  """Makes errors speak of `path`: the user has not given the other name."""
+  outputs = Outputs()
   try:
-    yield
-  except OSError as error:
-    named = str(error.filename or path).replace(temporary, path)
-    raise OSError(error.errno, error.strerror, named) from None
-
-
-@contextlib.contextmanager
-def _locked(path: str) -> Iterator[None]:
-  """Holds a lock, which a killed process loses.
-
-  Raises:
-    BlockingIOError: another process holds it.
-  """
-  descriptor = os.open(path, os.O_RDONLY)
-  try:
-    fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    yield
+    yield outputs
+    outputs.publish()
   finally:
-    os.close(descriptor)
+    outputs.remove_staging()
 
 
-def _remove_abandoned(path: str) -> None:
-  """Removes the siblings that killed writers of `path` left."""
-  prefix = _prefix(path)
-  parent = os.path.dirname(prefix)
+class Outputs:
+  """Files and directories that `publishing` gives their names together."""
+
+  def __init__(self):
+    self._staged: list[_Staged] = []
+
+  def write_bytes(
+    self,
+    path: str | os.PathLike,
+    chunks: Iterable[bytes],
+    check_replaced: CheckReplaced = replace_anything,
+  ) -> None:
+    """Stages a file.
+
+    Args:
+      path: where the file will be; the target of a symbolic link, if it is one.
+      chunks: its bytes, in pieces.
+      check_replaced: raises if what is at `path` must not be replaced.
+
+    Raises:
+      OSError: the file cannot be written.
+    """
+    with self._stage(path, check_replaced) as content:
+      with open(content, "xb") as file:
+        file.writelines(chunks)
+
+  def write_text(
+    self,
+    path: str | os.PathLike,
+    chunks: Iterable[str],
+    check_replaced: CheckReplaced = replace_anything,
+  ) -> None:
+    """Stages a text file, see `write_bytes`."""
+    encoded = (chunk.encode() for chunk in chunks)
+    self.write_bytes(path, encoded, check_replaced)
+
+  @contextlib.contextmanager
+  def directory(
+    self,
+    path: str | os.PathLike,
+    check_replaced: CheckReplaced = replace_anything,
+  ) -> Iterator[str]:
+    """Stages a directory: yields a new one, for the block to fill.
+
+    Args:
+      path: where the directory will be; the target of a symbolic link, if it
+        is one.
+      check_replaced: raises if what is at `path` must not be replaced.
+
+    Raises:
+      OSError: the directory cannot be written.
+    """
+    with self._stage(path, check_replaced) as content:
+      os.mkdir(content)
+      yield content
+
+  @contextlib.contextmanager
+  def _stage(self, path, check_replaced) -> Iterator[str]:
+    """Yields where to build an output, which then goes to the disk."""
+    staged = _Staged(os.fspath(path), check_replaced)
+    with staged.errors_named():
+      staged.open()
+      self._staged.append(staged)
+      yield staged.content
+      _sync_tree(staged.content)
+
+  def publish(self) -> None:
+    """Gives the outputs their names; takes all back if one cannot be given."""
+    attempted = []
+    try:
+      for staged in self._staged:
+        attempted.append(staged)
+        staged.publish()
+      for staged in self._staged:
+        with staged.errors_named():
+          _sync(os.path.dirname(staged.target))
+    except BaseException:
+      for staged in reversed(attempted):
+        staged.withdraw()
+      raise
+
+  def remove_staging(self) -> None:
+    """Removes the staging directories and what was replaced."""
+    for staged in self._staged:
+      staged.close()
+
+
+class _Staged:
+  """An output on its way: where it is built, and where it goes."""
+
+  def __init__(self, path: str, check_replaced: CheckReplaced):
+    self.path = path
+    # A symbolic link stays, and what it leads to is replaced.
+    self.target = os.path.realpath(path)
+    parent = os.path.dirname(self.target)
+    self.directory = os.path.join(parent, f".baechi-{uuid.uuid4().hex}")
+    self.content = os.path.join(self.directory, "content")
+    self._check_replaced = check_replaced
+    self._lock = None
+    self._undo = None
+
+  def open(self) -> None:
+    """Makes the staging directory and locks it."""
+    _remove_abandoned(os.path.dirname(self.directory))
+    os.mkdir(self.directory)
+    try:
+      self._lock = open(os.path.join(self.directory, "lock"), "xb", buffering=0)
+      fcntl.flock(self._lock, fcntl.LOCK_EX)
+      # Once it has the mark, whoever can lock it may remove the directory.
+      self._lock.write(_MARK)
+    except BaseException:
+      self.close()
+      raise
+
+  def close(self) -> None:
+    """Removes the staging directory."""
+    shutil.rmtree(self.directory, ignore_errors=True)
+    if self._lock:
+      self._lock.close()
+
+  def publish(self) -> None:
+    """Moves the output to its path."""
+    with self.errors_named():
+      if _move_to_free(self.content, self.target):
+        self._undo = os.rename
+        return
+      self._check_replaced(self.target)
+      _exchange(self.content, self.target)
+      self._undo = _exchange
+      # Another process may have put something else there since the check.
+      self._check_replaced(self.content)
+
+  def withdraw(self) -> None:
+    """Puts back what `publish` moved."""
+    if self._undo:
+      self._undo(self.target, self.content)
+
+  @contextlib.contextmanager
+  def errors_named(self) -> Iterator[None]:
+    """Makes errors name the path: the user has not given the staging's."""
+    try:
+      yield
+    except OSError as error:
+      name = str(error.filename or self.path)
+      for staging in (self.content, self.directory):
+        name = name.replace(staging, self.path)
+      reason = error.strerror or " ".join(map(str, error.args))
+      raise OSError(error.errno or errno.EIO, reason, name) from None
+
+
+def _remove_abandoned(parent: str) -> None:
+  """Removes the staging directories that killed processes left in `parent`."""
   for name in sorted(os.listdir(parent)):
-    sibling = os.path.join(parent, name)
-    if not sibling.startswith(prefix):
+    if not _STAGING.fullmatch(name):
       continue
-    # Another writer may be at work on it, or remove it first.
-    with contextlib.suppress(BlockingIOError, FileNotFoundError):
-      with _locked(sibling):
-        if os.path.isdir(sibling):
-          shutil.rmtree(sibling)
-        else:
-          os.remove(sibling)
+    staging = os.path.join(parent, name)
+    # Another writer may be at work in it, or remove it first; and if it cannot
+    # be removed, the new output is no worse for it.
+    with contextlib.suppress(OSError):
+      flags = os.O_RDONLY | os.O_NOFOLLOW
+      descriptor = os.open(os.path.join(staging, "lock"), flags)
+      try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if os.read(descriptor, len(_MARK) + 1) == _MARK:
+          shutil.rmtree(staging)
+      finally:
+        os.close(descriptor)
 
 
-def _move(temporary: str, path: str) -> None:
-  """Puts the new directory at `path`, and what was there where it was."""
-  if not os.path.lexists(path):
-    os.rename(temporary, path)
-  elif not _exchange(temporary, path):
-    aside = _sibling(path)
-    os.rename(path, aside)
-    os.rename(temporary, path)
-    os.rename(aside, temporary)
+def _move_to_free(source: str, target: str) -> bool:
+  """Renames `source`; False if something is at `target`, which stays."""
+  try:
+    if _renameat2(source, target, _RENAME_NOREPLACE):
+      return True
+    if os.path.isdir(source):
+      os.mkdir(target)  # a directory may be renamed to an empty one
+      os.rename(source, target)
+    else:
+      os.link(source, target)
+      os.unlink(source)
+    return True
+  except FileExistsError:
+    return False
 
 
-def _exchange(first: str, second: str) -> bool:
-  """Swaps two names in one step; False where the system cannot."""
+def _exchange(first: str, second: str) -> None:
+  """Swaps two names, in one step where the system can."""
+  if _renameat2(first, second, _RENAME_EXCHANGE):
+    return
+  aside = f"{first}.aside"
+  os.rename(second, aside)
+  try:
+    os.rename(first, second)
+  except OSError:
+    os.rename(aside, second)
+    raise
+  os.rename(aside, first)
+
+
+def _renameat2(first: str, second: str, flags: int) -> bool:
+  """Calls Linux's renameat2; False where the system or file system cannot."""
   libc = ctypes.CDLL(None, use_errno=True)
   if not hasattr(libc, "renameat2"):
     return False
   a, b = os.fsencode(first), os.fsencode(second)
-  if not libc.renameat2(_AT_FDCWD, a, _AT_FDCWD, b, _RENAME_EXCHANGE):
+  if not libc.renameat2(_AT_FDCWD, a, _AT_FDCWD, b, flags):
     return True
   code = ctypes.get_errno()
-  if code in (errno.ENOSYS, errno.EINVAL):
+  if code in _UNSUPPORTED:
     return False
   raise OSError(code, os.strerror(code), second)
 
 
 def _sync_tree(root: str) -> None:
+  if not os.path.isdir(root):
+    _sync(root)
   for directory, _, names in os.walk(root):
     for name in names:
       _sync(os.path.join(directory, name))
     _sync(directory)
-
-
-def _sync_parent(path: str) -> None:
-  _sync(os.path.dirname(os.path.abspath(path)))
 
 
 def _sync(path: str) -> None:

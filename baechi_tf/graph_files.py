@@ -1,4 +1,4 @@
-"""Reads and writes the files that hold a graph: SavedModels and bare graphs."""
+"""Reads and renders files that hold a graph: SavedModels and bare graphs."""
 
 import os
 import re
@@ -10,8 +10,6 @@ from google.protobuf import text_format
 
 # Checked with TensorFlow 2.21: the protobuf that is a SavedModel.
 from tensorflow.core.protobuf import saved_model_pb2
-
-from baechi_tf import atomic
 
 GraphDef = tf.compat.v1.GraphDef
 MetaGraphDef = tf.compat.v1.MetaGraphDef
@@ -137,17 +135,8 @@ def read_graph_file(path: str) -> MetaGraphDef:
   )
 
 
-def write_graph(graph_def: GraphDef, path: str | os.PathLike) -> None:
-  """Writes a graph as text if the name ends in ".pbtxt", else as binary.
-
-  The file appears complete or not at all.
-
-  Raises:
-    OSError: it cannot be written; what was there before is still there.
-  """
-  path = os.fspath(path)
-  if path.endswith(".pbtxt"):
-    data = text_format.MessageToString(graph_def).encode()
-  else:
-    data = graph_def.SerializeToString(deterministic=True)
-  atomic.write_bytes(path, [data])
+def graph_file_bytes(graph_def: GraphDef, path: str | os.PathLike) -> bytes:
+  """Returns a graph as text if the path ends in ".pbtxt", else as binary."""
+  if os.fspath(path).endswith(".pbtxt"):
+    return text_format.MessageToString(graph_def).encode()
+  return graph_def.SerializeToString(deterministic=True)

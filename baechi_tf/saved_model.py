@@ -7,7 +7,6 @@ the target and takes its place when it is complete.
 
 import dataclasses
 import os
-import shutil
 import uuid
 from collections.abc import Iterable
 from collections.abc import Mapping
@@ -25,14 +24,16 @@ from baechi_tf.function_library import functions_by_name
 from baechi_tf.graph_files import choose_meta_graph
 from baechi_tf.graph_files import read_saved_model
 from baechi_tf.graph_item import GraphItem
+from baechi_tf.model_files import copy_model_files
+from baechi_tf.output_path import OutputPath
+from baechi_tf.output_path import saved_model_output
 from baechi_tf.v1_loader import is_v1
 from baechi_tf.v1_loader import load_v1
 
 MetaGraphDef = tf.compat.v1.MetaGraphDef
 
 _MODEL = "saved_model.pb"
-_MODELS = (_MODEL, "saved_model.pbtxt")
-_REWRITTEN = (*_MODELS, "fingerprint.pb")
+_REWRITTEN = (_MODEL, "saved_model.pbtxt", "fingerprint.pb")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -85,11 +86,12 @@ def write_saved_model(
   *,
   overwrite: bool = False,
   tags: Iterable[str] | None = None,
+  follow_links: bool = False,
 ) -> RewriteReport:
   """Writes the model in `source_dir` with the item's ops on their devices.
 
   Whoever looks at `target_dir` sees what was there before or the new model,
-  also if this process is killed, see `atomic.replacing_directory`.
+  also if this process is killed, see `atomic.publishing`.
 
   Args:
     source_dir: the SavedModel that the item was read from; it is not changed.
@@ -98,14 +100,54 @@ def write_saved_model(
     device_of: the device of each planned op.
     overwrite: whether a SavedModel at `target_dir` may be replaced.
     tags: as they were given to `read_item`.
+    follow_links: whether to copy what links out of `source_dir` lead to.
 
   Raises:
-    ValueError: the target exists or is tied to the source, or the plan is not
-      one of this model's.
+    ValueError: the target exists or is tied to the source, a link leads out of
+      the source, or the plan is not one of this model's.
     OSError: it cannot be written; nothing is left behind.
   """
-  source, target = os.fspath(source_dir), os.fspath(target_dir)
-  _check_target(source, target, overwrite)
+  output = saved_model_output(os.fspath(target_dir), overwrite)
+  output.check(apart_from=(os.fspath(source_dir),))
+  with atomic.publishing() as outputs:
+    return stage_saved_model(
+      outputs,
+      source_dir,
+      output,
+      item,
+      device_of,
+      tags=tags,
+      follow_links=follow_links,
+    )
+
+
+def stage_saved_model(
+  outputs: atomic.Outputs,
+  source_dir: str | os.PathLike,
+  output: OutputPath,
+  item: GraphItem,
+  device_of: Mapping[str, str],
+  *,
+  tags: Iterable[str] | None = None,
+  follow_links: bool = False,
+) -> RewriteReport:
+  """Adds the placed model to outputs that are published together.
+
+  Args:
+    outputs: what is to be published.
+    source_dir: as for `write_saved_model`.
+    output: where the placed model goes; already checked.
+    item: as for `write_saved_model`.
+    device_of: as for `write_saved_model`.
+    tags: as for `write_saved_model`.
+    follow_links: as for `write_saved_model`.
+
+  Raises:
+    ValueError: a link leads out of the source, or the plan is not one of this
+      model's.
+    OSError: it cannot be written.
+  """
+  source = os.fspath(source_dir)
   saved_model = read_saved_model(source)
   meta_graph = choose_meta_graph(saved_model, tags)
   num_variables = _place_variables(meta_graph, item, device_of)
@@ -113,43 +155,19 @@ def write_saved_model(
     meta_graph.graph_def, item.paths, device_of
   )
   meta_graph.graph_def.CopyFrom(graph_def)
-  with atomic.replacing_directory(target) as temporary:
-    _copy_files(source, temporary)
+  with outputs.directory(output.path, output.check_replaced) as temporary:
+    copy_model_files(
+      source, temporary, apart_from=_REWRITTEN, follow_links=follow_links
+    )
     data = saved_model.SerializeToString(deterministic=True)
     _write_file(os.path.join(temporary, _MODEL), data)
     _write_fingerprint(source, temporary)
   return RewriteReport(
-    path=target,
+    path=output.path,
     num_ops=sum(1 for name in device_of if item.paths[name]),
     num_variables=num_variables,
     specialised=specialised,
   )
-
-
-def _check_target(source: str, target: str, overwrite: bool) -> None:
-  real_source, real_target = os.path.realpath(source), os.path.realpath(target)
-  common = os.path.commonpath([real_source, real_target])
-  if common == real_source:
-    raise ValueError(
-      f"the output {target} is the input {source} or inside it; choose another"
-      " directory"
-    )
-  if common == real_target:
-    raise ValueError(
-      f"the input {source} is inside the output {target}, which would be"
-      " replaced; choose another directory"
-    )
-  if not os.path.lexists(target):
-    return
-  if not overwrite:
-    raise ValueError(
-      f"{target} exists; give --overwrite to replace it, or another directory"
-    )
-  if not any(os.path.isfile(os.path.join(target, x)) for x in _MODELS):
-    raise ValueError(
-      f"{target} is not a SavedModel, so --overwrite does not replace it;"
-      " remove it yourself or choose another directory"
-    )
 
 
 def _place_variables(
@@ -186,20 +204,6 @@ def _place_variables(
         getattr(kept, kind).device = planned[handle]
         placed.add(index)
   return len(placed)
-
-
-def _copy_files(source: str, temporary: str) -> None:
-  """Copies all but the files that are written anew."""
-  for directory, subdirectories, files in os.walk(source, followlinks=True):
-    subdirectories.sort()
-    relative = os.path.relpath(directory, source)
-    there = os.path.normpath(os.path.join(temporary, relative))
-    os.makedirs(there, exist_ok=True)
-    for name in sorted(files):
-      if relative == os.curdir and name in _REWRITTEN:
-        continue
-      copy = os.path.join(there, name)
-      shutil.copyfile(os.path.join(directory, name), copy)
 
 
 def _write_fingerprint(source: str, temporary: str) -> None:

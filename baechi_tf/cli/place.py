@@ -1,25 +1,25 @@
 """`baechi place`: plans a model and writes it with the planned devices."""
 
 import argparse
-import contextlib
 import json
 import os
-from collections.abc import Iterator
 
 from baechi_tf import atomic
 from baechi_tf.cli import model_input
 from baechi_tf.cli.help import add_json
 from baechi_tf.cli.help import add_report
 from baechi_tf.cli.help import add_subparser
-from baechi_tf.cli.output_path import check_output
-from baechi_tf.cli.output_path import check_report
 from baechi_tf.cli.progress import Progress
 from baechi_tf.cluster import Cluster
+from baechi_tf.output_path import file_output
+from baechi_tf.output_path import OutputPath
+from baechi_tf.output_path import saved_model_output
 from baechi_tf.placers import PLACERS
 from baechi_tf.planner import BEST
 from baechi_tf.planner import Plan
 from baechi_tf.planner import plan
-from baechi_tf.reports.directory import write_files
+from baechi_tf.reports.directory import report_output
+from baechi_tf.reports.directory import stage_report
 from baechi_tf.reports.summary import Fields
 from baechi_tf.reports.summary import summarize
 from baechi_tf.reports.text import report
@@ -72,6 +72,11 @@ def add_parser(subparsers) -> None:
     "--overwrite",
     action="store_true",
     help="replace OUT and DIR if they exist",
+  )
+  parser.add_argument(
+    "--follow-links",
+    action="store_true",
+    help="copy what symbolic links out of the model lead to",
   )
   add_json(parser)
   model_input.add_step_arguments(parser)
@@ -146,7 +151,11 @@ def run(args: argparse.Namespace) -> None:
       f"{args.model} is a cost graph, of which there is no model to write; use"
       " --emit plan"
     )
-  _check_outputs(args, emit)
+  output = _output(args, emit)
+  report_to = None
+  if args.report:
+    report_to = report_output(args.report, args.overwrite)
+    report_to.check(apart_from=(*_inputs(args), args.output))
   with Progress() as progress:
     model = model_input.read_model(args, cluster, progress)
     planned, summary = plan_and_summarize(
@@ -154,81 +163,76 @@ def run(args: argparse.Namespace) -> None:
     )
     summary["notes"] += _memory_notes(args)
     progress("writing")
-    with _report_directory(args) as directory:
+    with atomic.publishing() as outputs:
       if emit == _PLAN:
-        atomic.write_text(args.output, [planned.placement.to_json()])
+        plan_text = planned.placement.to_json()
+        outputs.write_text(output.path, [plan_text], output.check_replaced)
       else:
         device_of = planned.placement.as_dict()
-        summary["notes"] += _write_model(args, model.item, device_of)
-      if directory:
-        write_files(
-          directory,
+        summary["notes"] += _stage_model(
+          args, outputs, output, model.item, device_of
+        )
+      if report_to:
+        stage_report(
+          outputs,
+          report_to,
           summary,
           model.graph,
           cluster,
           planned.simulation,
           planned.placement,
         )
-  _print(args, summary, sum(planned.timings_s.values()))
+      text = _text(args, summary, sum(planned.timings_s.values()))
+  print(text)
 
 
-def _check_outputs(args: argparse.Namespace, emit: str) -> None:
-  others = [args.model]
-  inputs = [args.cluster, args.profile]
-  others += [x for x in inputs if x and not os.path.isdir(x)]
+def _output(args: argparse.Namespace, emit: str) -> OutputPath:
+  """Returns where the model or plan goes, checked."""
   is_directory = emit == _MODEL and os.path.isdir(args.model)
-  check_output(
-    args.output,
-    apart_from=tuple(others),
-    overwrite=args.overwrite,
-    is_ours=_is_saved_model if is_directory else os.path.isfile,
-    kind="a SavedModel" if is_directory else "a file",
-  )
+  kind = saved_model_output if is_directory else file_output
+  output = kind(args.output, args.overwrite)
+  output.check(apart_from=_inputs(args))
   if emit == _MODEL and not is_directory and os.path.isfile(args.model):
     if not args.output.endswith((".pb", ".pbtxt")):
       raise ValueError(
         f"the placed graph of {args.model} needs a name that ends in .pb or"
         f" .pbtxt, not {args.output}"
       )
-  if args.report:
-    check_report(args.report, (*others, args.output), args.overwrite)
+  return output
 
 
-def _is_saved_model(path: str) -> bool:
-  return os.path.isfile(os.path.join(path, "saved_model.pb"))
+def _inputs(args: argparse.Namespace) -> tuple[str, ...]:
+  """Returns the paths that output must not replace."""
+  files = [args.cluster, args.profile]
+  return (args.model, *(x for x in files if x and not os.path.isdir(x)))
 
 
-@contextlib.contextmanager
-def _report_directory(args: argparse.Namespace) -> Iterator[str | None]:
-  if not args.report:
-    yield None
-    return
-  with atomic.replacing_directory(args.report) as directory:
-    yield directory
-
-
-def _write_model(args, item, device_of: dict[str, str]) -> list[str]:
-  """Writes the model with its devices; returns notes on how."""
+def _stage_model(
+  args, outputs: atomic.Outputs, output: OutputPath, item, device_of
+) -> list[str]:
+  """Adds the model with its devices to the outputs; returns notes on how."""
   # These import TensorFlow.
   from baechi_tf.device_rewrite import rewrite_devices
+  from baechi_tf.graph_files import graph_file_bytes
   from baechi_tf.graph_files import read_graph_file
-  from baechi_tf.graph_files import write_graph
-  from baechi_tf.saved_model import write_saved_model
+  from baechi_tf.saved_model import stage_saved_model
 
   if os.path.isdir(args.model):
-    written = write_saved_model(
+    written = stage_saved_model(
+      outputs,
       args.model,
-      args.output,
+      output,
       item,
       device_of,
-      overwrite=args.overwrite,
       tags=args.tags,
+      follow_links=args.follow_links,
     )
     specialised = written.specialised
   else:
     graph_def = read_graph_file(args.model).graph_def
     graph_def, specialised = rewrite_devices(graph_def, item.paths, device_of)
-    write_graph(graph_def, args.output)
+    data = graph_file_bytes(graph_def, output.path)
+    outputs.write_bytes(output.path, [data], output.check_replaced)
   if not specialised:
     return []
   return [
@@ -243,13 +247,11 @@ def _memory_notes(args: argparse.Namespace) -> list[str]:
   return [f"limits are {args.memory_fraction:g} of the devices' memory"]
 
 
-def _print(args, summary: Fields, seconds: float) -> None:
+def _text(args, summary: Fields, seconds: float) -> str:
+  """Returns what is printed."""
   if args.json:
     written = {"output": args.output, "report": args.report}
-    print(json.dumps({**summary, **written, "planning_seconds": seconds}))
-    return
-  print(report(summary), end="")
-  print(f"planned in {seconds:.2f} s")
-  print(f"wrote {args.output}")
-  if args.report:
-    print(f"wrote {args.report}")
+    return json.dumps({**summary, **written, "planning_seconds": seconds})
+  lines = [f"planned in {seconds:.2f} s", f"wrote {args.output}"]
+  lines += [f"wrote {args.report}"] if args.report else []
+  return report(summary) + "\n".join(lines)

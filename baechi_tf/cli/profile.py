@@ -2,13 +2,13 @@
 
 import argparse
 import json
-import os
 
+from baechi_tf import atomic
 from baechi_tf.cli import model_input
 from baechi_tf.cli.help import add_json
 from baechi_tf.cli.help import add_subparser
-from baechi_tf.cli.output_path import check_output
 from baechi_tf.cli.progress import Progress
+from baechi_tf.output_path import file_output
 from baechi_tf.reports.quantities import duration
 from baechi_tf.reports.quantities import table
 
@@ -81,19 +81,14 @@ def run(args: argparse.Namespace) -> None:
   """Runs the subcommand."""
   if model_input.is_cost_graph(args.model):
     raise ValueError(f"{args.model} is a cost graph, which cannot run")
-  check_output(
-    args.output,
-    apart_from=(args.model,),
-    overwrite=args.overwrite,
-    is_ours=os.path.isfile,
-    kind="a file",
-  )
+  output = file_output(args.output, args.overwrite)
+  output.check(apart_from=(args.model,))
   device_type = args.device_type or args.device
   with Progress() as progress:
     item = model_input.read_step(args, progress)
     # These import TensorFlow.
     from baechi_tf.costs.inputs import synthesize_inputs
-    from baechi_tf.costs.profile import write_profile
+    from baechi_tf.costs.profile import profile_bytes
 
     values = synthesize_inputs(
       item, args.batch_size, model_input.input_shapes(args), args.inputs
@@ -106,11 +101,15 @@ def run(args: argparse.Namespace) -> None:
       num_steps=args.num_steps,
       warmup=args.warmup,
     )
-    write_profile(args.output, {device_type: costs})
-  _print(args, item, device_type, costs)
+    with atomic.publishing() as outputs:
+      data = profile_bytes({device_type: costs})
+      outputs.write_bytes(args.output, [data], output.check_replaced)
+      text = _text(args, item, device_type, costs)
+  print(text)
 
 
-def _print(args, item, device_type: str, costs) -> None:
+def _text(args, item, device_type: str, costs) -> str:
+  """Returns what is printed."""
   by_type = {}
   for cost in costs.values():
     count, time_us = by_type.get(cost.op_type, (0, 0.0))
@@ -130,15 +129,14 @@ def _print(args, item, device_type: str, costs) -> None:
         for name, (count, time_us) in slowest
       },
     }
-    print(json.dumps(fields))
-    return
-  print(
-    f"{args.model}: {len(costs):,} of {len(item.op_names):,} ops measured on"
-    f" {device_type}, {duration(total_us)} in all\n"
-  )
+    return json.dumps(fields)
   rows = [
     [name, f"{count:,}", duration(time_us)]
     for name, (count, time_us) in slowest[:_SLOWEST]
   ]
-  print(table(["op type", "ops", "time"], rows))
-  print(f"wrote {args.output}")
+  return (
+    f"{args.model}: {len(costs):,} of {len(item.op_names):,} ops measured on"
+    f" {device_type}, {duration(total_us)} in all\n\n"
+    f"{table(['op type', 'ops', 'time'], rows)}\n"
+    f"wrote {args.output}"
+  )

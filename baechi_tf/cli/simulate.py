@@ -10,11 +10,11 @@ from baechi_tf.cli import model_input
 from baechi_tf.cli.help import add_json
 from baechi_tf.cli.help import add_report
 from baechi_tf.cli.help import add_subparser
-from baechi_tf.cli.output_path import check_report
 from baechi_tf.cli.progress import Progress
 from baechi_tf.placement import InfeasiblePlacementError
 from baechi_tf.placement import read_placement
-from baechi_tf.reports.directory import write_files
+from baechi_tf.reports.directory import report_output
+from baechi_tf.reports.directory import stage_report
 from baechi_tf.reports.summary import summarize
 from baechi_tf.reports.text import report
 from baechi_tf.simulator import overflow
@@ -23,7 +23,8 @@ from baechi_tf.simulator import simulate
 _DESCRIPTION = """\
 Predicts the step of a model with a given plan: a JSON file with
 {"placement": {op: device}}, as `place --emit plan` writes it or made by hand.
-If a device's memory does not suffice, says so and ends with exit code 3.
+If a device's memory does not suffice, says so, after the prediction and the
+report, and ends with exit code 3.
 """
 _EXAMPLE = """\
 baechi place costs.json plan.json --cluster cluster.toml
@@ -58,8 +59,10 @@ def run(args: argparse.Namespace) -> None:
   """Runs the subcommand."""
   cluster = model_input.read_devices(args)
   os.stat(args.placement)  # complains, if so, before the work
+  output = None
   if args.report:
-    check_report(args.report, (args.model, args.placement), args.overwrite)
+    output = report_output(args.report, args.overwrite)
+    output.check(apart_from=(args.model, args.placement, args.cluster))
   with Progress() as progress:
     model = model_input.read_model(args, cluster, progress)
     placement = read_placement(args.placement, model.graph, cluster)
@@ -75,12 +78,19 @@ def run(args: argparse.Namespace) -> None:
       coverage=model.coverage,
     )
   summary["notes"] += model.notes
-  if args.report:
-    with atomic.replacing_directory(args.report) as directory:
-      write_files(
-        directory, summary, model.graph, cluster, simulation, placement
+  text = json.dumps(summary) if args.json else report(summary).rstrip("\n")
+  if output:
+    with atomic.publishing() as outputs:
+      stage_report(
+        outputs,
+        output,
+        summary,
+        model.graph,
+        cluster,
+        simulation,
+        placement,
       )
-  print(json.dumps(summary) if args.json else report(summary).rstrip("\n"))
+  print(text)
   problem = overflow(model.graph, cluster, simulation)
   if problem:
     raise InfeasiblePlacementError(problem)

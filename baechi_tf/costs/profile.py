@@ -69,6 +69,11 @@ def write_profile(path: str | os.PathLike, profile: Profile) -> None:
   Raises:
     OSError: the file cannot be written.
   """
+  atomic.write_bytes(path, [profile_bytes(profile)])
+
+
+def profile_bytes(profile: Profile) -> bytes:
+  """Returns the bytes of a profile file."""
   performances = op_performance_data_pb2.OpPerformanceList()
   for device_type, costs in profile.items():
     for name, cost in costs.items():
@@ -82,7 +87,7 @@ def write_profile(path: str | os.PathLike, profile: Profile) -> None:
       entry.op_memory.persistent_memory = cost.persistent_bytes
       if cost.fused_into:
         entry.op.attr[_FUSED_INTO].s = cost.fused_into.encode()
-  atomic.write_bytes(path, [performances.SerializeToString(deterministic=True)])
+  return performances.SerializeToString(deterministic=True)
 
 
 def read_profile(path: str | os.PathLike) -> dict[str, dict[str, OpCost]]:

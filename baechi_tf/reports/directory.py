@@ -3,8 +3,10 @@
 import os
 from collections.abc import Iterable
 
+from baechi_tf import atomic
 from baechi_tf.cluster import Cluster
 from baechi_tf.op_graph import OpGraph
+from baechi_tf.output_path import OutputPath
 from baechi_tf.placement import Placement
 from baechi_tf.reports.summary import Fields
 from baechi_tf.reports.text import report
@@ -19,6 +21,29 @@ def is_report(path: str) -> bool:
   return os.path.isdir(path) and (
     set(os.listdir(path)) <= {TEXT, TRACE, PLACEMENT}
   )
+
+
+def report_output(path: str, overwrite: bool) -> OutputPath:
+  """Returns the path of a report to write."""
+  return OutputPath(path, overwrite, is_report, "a report")
+
+
+def stage_report(
+  outputs: atomic.Outputs,
+  output: OutputPath,
+  summary: Fields,
+  graph: OpGraph,
+  cluster: Cluster,
+  simulation: Simulation,
+  placement: Placement,
+) -> None:
+  """Adds a report to outputs that are published together.
+
+  Raises:
+    OSError: it cannot be written.
+  """
+  with outputs.directory(output.path, output.check_replaced) as directory:
+    write_files(directory, summary, graph, cluster, simulation, placement)
 
 
 def write_files(

@@ -3,12 +3,14 @@
 import json
 import os
 import re
+import resource
 import subprocess
 import sys
 import time
 
 import pytest
 
+from baechi_tf.cli import place
 from baechi_tf.cli import progress
 from baechi_tf.cli.main import main
 
@@ -468,6 +470,66 @@ def test_failed_write_leaves_nothing(scratch, capsys, monkeypatch):
   argv = ("place", "graph.json", "p.json", "--cluster=cluster.toml")
   assert "p.json: No space left" in complaint(capsys, *argv)
   complaint(capsys, *argv, "--report=r")
+
+
+@pytest.mark.parametrize("appears", ["p.json", "r"])
+@pytest.mark.parametrize("overwrite", [True, False])
+def test_output_that_appears_while_planning_stays(
+  appears, overwrite, scratch, capsys, monkeypatch
+):
+  plan = place.plan
+
+  def plan_while_another_writes(*args, **kwargs):
+    (scratch / appears).mkdir()
+    (scratch / appears / "thesis").write_text("precious")
+    return plan(*args, **kwargs)
+
+  monkeypatch.setattr(place, "plan", plan_while_another_writes)
+  argv = ["place", "graph.json", "p.json", "--cluster=cluster.toml"]
+  argv += ["--report=r", *(["--overwrite"] if overwrite else [])]
+  assert baechi(*argv) == 2
+  line = capsys.readouterr().err
+  kind = {"p.json": "file", "r": "report"}[appears]
+  reason = f"is not a {kind}" if overwrite else "exists; give --overwrite"
+  assert line.startswith(f"baechi: {appears} {reason}")
+  assert (scratch / appears / "thesis").read_text() == "precious"
+  assert sorted(os.listdir(scratch)) == sorted(
+    ["cluster.toml", "graph.json", appears]
+  )
+
+
+@pytest.mark.parametrize("overwrite", [True, False])
+def test_report_that_cannot_be_written_leaves_the_plan_as_it_was(
+  overwrite, scratch, capsys
+):
+  if overwrite:
+    (scratch / "p.json").write_text("old")
+  argv = ["place", "graph.json", "p.json", "--cluster=cluster.toml"]
+  argv += ["--report=r", *(["--overwrite"] if overwrite else [])]
+  limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+  # The plan has fewer bytes, the report more.
+  resource.setrlimit(resource.RLIMIT_FSIZE, (500, limits[1]))
+  try:
+    assert "r: File too large" in complaint(capsys, *argv)
+  finally:
+    resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+  if overwrite:
+    assert (scratch / "p.json").read_text() == "old"
+
+
+def test_output_that_is_a_link_replaces_what_it_leads_to(scratch, capsys):
+  (scratch / "kept").mkdir()
+  argv = ["place", "graph.json", "p.json", "--cluster=cluster.toml"]
+  argv += ["--report=r", "--overwrite"]
+  assert baechi(*argv) == 0
+  for name in ("p.json", "r"):
+    (scratch / name).rename(scratch / "kept" / name)
+    (scratch / name).symlink_to(scratch / "kept" / name)
+  for _ in range(2):
+    assert baechi(*argv) == 0
+  assert (scratch / "p.json").is_symlink() and (scratch / "r").is_symlink()
+  assert len(os.listdir(scratch)) == 5
+  assert sorted(os.listdir("kept")) == ["p.json", "r"]
 
 
 def test_bug_is_not_taken_for_bad_input(monkeypatch):

@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 from google.protobuf import text_format
 
+from baechi_tf.graph_files import graph_file_bytes
 from baechi_tf.graph_files import read_saved_model
-from baechi_tf.graph_files import write_graph
 from baechi_tf.graph_item import read_item
 from tests import models
 from tests.tensorflow_setup import session
@@ -343,7 +343,7 @@ def test_read_item_graph_file_runs_from_zeros(tmp_path, suffix, kind):
 @pytest.fixture
 def graph_file(tmp_path):
   path = tmp_path / "graph.pb"
-  write_graph(step_graph().as_graph_def(), path)
+  path.write_bytes(graph_file_bytes(step_graph().as_graph_def(), path))
   return path
 
 
@@ -373,7 +373,7 @@ def test_read_item_unknown_op_is_rejected(tmp_path):
 
 def test_read_item_lowered_loop_is_rejected(tmp_path):
   path = tmp_path / "loop.pb"
-  write_graph(models.lowered_loop(), path)
+  path.write_bytes(graph_file_bytes(models.lowered_loop(), path))
   with pytest.raises(ValueError, match="is a NextIteration: .*control_flow_v2"):
     read_item(path, fetches=["y"])
 
@@ -408,7 +408,7 @@ def test_read_item_resource_placeholder_is_rejected(tmp_path):
   model = models.Mlp()
   path = tmp_path / "graph.pb"
   concrete = model.predict.get_concrete_function()
-  write_graph(concrete.graph.as_graph_def(), path)
+  path.write_bytes(graph_file_bytes(concrete.graph.as_graph_def(), path))
   with pytest.raises(ValueError, match="takes a resource, which cannot be fed"):
     read_item(path, fetches=["Identity"])
 

@@ -1,0 +1,93 @@
+"""Checks where output is to go, before the work and when it is published."""
+
+import dataclasses
+import os
+from collections.abc import Callable
+
+
+@dataclasses.dataclass(frozen=True)
+class OutputPath:
+  """A path to write, and what may be replaced there.
+
+  Attributes:
+    path: a file or directory.
+    overwrite: whether what is there may be replaced.
+    is_ours: whether what is at a path is of the kind that would replace it.
+    kind: the kind in words, such as "a SavedModel".
+  """
+
+  path: str
+  overwrite: bool
+  is_ours: Callable[[str], bool]
+  kind: str
+
+  def check(self, apart_from: tuple[str, ...]) -> None:
+    """Checks that the output can be written and destroys nothing.
+
+    Args:
+      apart_from: paths that must not contain the output, nor lie in it.
+
+    Raises:
+      ValueError: the output cannot be written, or would destroy something.
+    """
+    for other in apart_from:
+      _check_apart(self.path, other)
+    parent = os.path.dirname(os.path.realpath(self.path))
+    if not os.path.isdir(parent):
+      raise ValueError(
+        f"cannot write {self.path}: there is no directory {parent}"
+      )
+    if not os.access(parent, os.W_OK):
+      raise ValueError(f"cannot write {self.path}: {parent} is not writable")
+    if os.path.lexists(self.path):
+      self.check_replaced(self.path)
+
+  def check_replaced(self, there: str) -> None:
+    """Checks that the output may replace something.
+
+    Args:
+      there: where the thing is: at the path, or already moved from it.
+
+    Raises:
+      ValueError: the thing must stay.
+    """
+    if not self.overwrite:
+      raise ValueError(
+        f"{self.path} exists; give --overwrite to replace it, or another path"
+      )
+    if not self.is_ours(there):
+      raise ValueError(
+        f"{self.path} is not {self.kind}, so --overwrite does not replace it;"
+        " remove it yourself or choose another path"
+      )
+
+
+def file_output(path: str, overwrite: bool) -> OutputPath:
+  """Returns the path of a file to write."""
+  return OutputPath(path, overwrite, os.path.isfile, "a file")
+
+
+def saved_model_output(path: str, overwrite: bool) -> OutputPath:
+  """Returns the path of a SavedModel to write."""
+  return OutputPath(path, overwrite, _is_saved_model, "a SavedModel")
+
+
+def _is_saved_model(path: str) -> bool:
+  return any(
+    os.path.isfile(os.path.join(path, name))
+    for name in ("saved_model.pb", "saved_model.pbtxt")
+  )
+
+
+def _check_apart(path: str, other: str) -> None:
+  real, real_other = os.path.realpath(path), os.path.realpath(other)
+  common = os.path.commonpath([real, real_other])
+  if real == real_other:
+    raise ValueError(f"{path} and {other} are the same; choose another output")
+  if common == real_other:
+    raise ValueError(f"the output {path} is inside {other}; choose another")
+  if common == real:
+    raise ValueError(
+      f"{other} is inside the output {path}, which would be replaced; choose"
+      " another"
+    )
