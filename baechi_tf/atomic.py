@@ -35,12 +35,18 @@ _MARK = b"staging directory of baechi_tf\n"
 CheckReplaced = Callable[[str], None]
 
 
-def replace_anything(path: str) -> None:
-  """Lets an output replace whatever is at its path."""
+def replace_file(path: str) -> None:
+  """Lets an output replace a file.
+
+  Raises:
+    IsADirectoryError: there is a directory at the path.
+  """
+  if os.path.isdir(path):
+    raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), path)
 
 
 def write_text(path: str | os.PathLike, chunks: Iterable[str]) -> None:
-  """Writes the chunks, joined, as the file's text; replaces what is there.
+  """Writes the chunks, joined, as the file's text; replaces a file.
 
   Raises:
     OSError: the file cannot be written; what was there before is still there.
@@ -49,7 +55,7 @@ def write_text(path: str | os.PathLike, chunks: Iterable[str]) -> None:
 
 
 def write_bytes(path: str | os.PathLike, chunks: Iterable[bytes]) -> None:
-  """Writes the chunks, joined, as the file; replaces what is there.
+  """Writes the chunks, joined, as the file; replaces a file.
 
   Raises:
     OSError: the file cannot be written; what was there before is still there.
@@ -87,7 +93,7 @@ class Outputs:
     self,
     path: str | os.PathLike,
     chunks: Iterable[bytes],
-    check_replaced: CheckReplaced = replace_anything,
+    check_replaced: CheckReplaced = replace_file,
   ) -> None:
     """Stages a file.
 
@@ -107,7 +113,7 @@ class Outputs:
     self,
     path: str | os.PathLike,
     chunks: Iterable[str],
-    check_replaced: CheckReplaced = replace_anything,
+    check_replaced: CheckReplaced = replace_file,
   ) -> None:
     """Stages a text file, see `write_bytes`."""
     encoded = (chunk.encode() for chunk in chunks)
@@ -115,9 +121,7 @@ class Outputs:
 
   @contextlib.contextmanager
   def directory(
-    self,
-    path: str | os.PathLike,
-    check_replaced: CheckReplaced = replace_anything,
+    self, path: str | os.PathLike, check_replaced: CheckReplaced
   ) -> Iterator[str]:
     """Stages a directory: yields a new one, for the block to fill.
 

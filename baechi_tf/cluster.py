@@ -14,8 +14,14 @@ from typing import Any
 
 import numpy as np
 
+from baechi_tf.limits import MAX_BYTES
+from baechi_tf.limits import MAX_TIME_US
+from baechi_tf.limits import MIN_BYTES_PER_US
+from baechi_tf.limits import shown
+
 CHANNELS = ("half_duplex", "full_duplex", "parallel")
 
+_MAX_COUNT = 1e9  # of cores, of MHz, of operations in a cycle
 _UNITS = {
   "": 1,
   "b": 1,
@@ -104,7 +110,8 @@ class Cluster:
         raise ValueError(f"device {name!r} is listed twice")
     if self.channel not in CHANNELS:
       raise ValueError(
-        f"channel is {self.channel!r}, must be one of {', '.join(CHANNELS)}"
+        f"channel is {shown(self.channel)}, must be one of"
+        f" {', '.join(CHANNELS)}"
       )
 
   @property
@@ -163,23 +170,27 @@ def parse_bytes(value: int | str) -> int:
   """Returns a number of bytes: an integer, or "16 GiB", "512MB", "1.5 TiB".
 
   Raises:
-    ValueError: it does not parse, or is not positive.
+    ValueError: it does not parse, is not positive, or is more than
+      `limits.MAX_BYTES`.
   """
   if isinstance(value, int) and not isinstance(value, bool):
     size = value
   else:
-    match = re.fullmatch(r"\s*([\d.]+)\s*([A-Za-z]*)\s*", str(value))
+    text = value if isinstance(value, str) else ""
+    match = re.fullmatch(r"\s*([\d.]+)\s*([A-Za-z]*)\s*", text)
     unit = _UNITS.get(match[2].lower()) if match else None
     try:
-      size = int(float(match[1]) * unit)
+      size = float(match[1]) * unit
     except (TypeError, ValueError):
       raise ValueError(
-        f"{value!r} is not a size; write a number of bytes or one with a"
+        f"{shown(value)} is not a size; write a number of bytes or one with a"
         ' unit, such as "16 GiB" or "512 MB"'
       ) from None
-  if size <= 0:
-    raise ValueError(f"{value!r} is not a positive size")
-  return size
+  if size < 1:
+    raise ValueError(f"{shown(value)} is not a positive size")
+  if size > MAX_BYTES:
+    raise ValueError(f"{shown(value)} is more than {MAX_BYTES:,} bytes")
+  return int(size)
 
 
 def read_cluster(path: str | os.PathLike) -> Cluster:
@@ -193,7 +204,9 @@ def read_cluster(path: str | os.PathLike) -> Cluster:
   with open(path, "rb") as file:
     try:
       tables = tomllib.load(file)
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except RecursionError:
+      raise ValueError(f"{path}: not TOML: nested too deeply") from None
+    except ValueError as error:
       raise ValueError(f"{path}: not TOML: {error}") from None
   try:
     return cluster_from_tables(tables)
@@ -274,45 +287,67 @@ def _device_type(table: Mapping[str, Any], where: str) -> DeviceType:
   for key in ("cores", "frequency_mhz"):
     if type(table[key]) is not int:
       raise ValueError(f"{where}: {key} must be a whole number")
-  numbers = {
-    key: _number(table[key], f"{where}: {key}", above=0)
-    for key in ("cores", "frequency_mhz", "bytes_per_us")
-  }
   flops_per_cycle = table.get("flops_per_cycle")
   if flops_per_cycle is not None:
-    where_flops = f"{where}: flops_per_cycle"
-    flops_per_cycle = _number(flops_per_cycle, where_flops, above=0)
-  numbers["cores"] = int(numbers["cores"])
-  numbers["frequency_mhz"] = int(numbers["frequency_mhz"])
+    flops_per_cycle = _positive(
+      flops_per_cycle, f"{where}: flops_per_cycle", _MAX_COUNT
+    )
+  cores, frequency_mhz = (
+    int(_positive(table[key], f"{where}: {key}", _MAX_COUNT))
+    for key in ("cores", "frequency_mhz")
+  )
   return DeviceType(
     kind=table["kind"],
+    cores=cores,
+    frequency_mhz=frequency_mhz,
+    bytes_per_us=_bandwidth(table, where),
     architecture=str(table.get("architecture", "")),
     flops_per_cycle=flops_per_cycle,
-    launch_us=_number(table.get("launch_us", 1.0), f"{where}: launch_us"),
-    **numbers,
+    launch_us=_time_us(table.get("launch_us", 1.0), f"{where}: launch_us"),
   )
 
 
 def _link(table: Mapping[str, Any], where: str) -> Link:
   _check_keys(table, where, {"latency_us", "bytes_per_us"}, set())
   return Link(
-    latency_us=_number(table["latency_us"], f"{where}: latency_us"),
-    bytes_per_us=_number(
-      table["bytes_per_us"], f"{where}: bytes_per_us", above=0
-    ),
+    latency_us=_time_us(table["latency_us"], f"{where}: latency_us"),
+    bytes_per_us=_bandwidth(table, where),
   )
 
 
-def _number(value: Any, where: str, above: float | None = None) -> float:
-  if isinstance(value, bool) or not isinstance(value, int | float):
-    raise ValueError(f"{where} must be a number, got {value!r}")
-  bad = value <= above if above is not None else value < 0
-  if bad or math.isnan(value):
-    bound = f"> {above}" if above is not None else ">= 0"
-    raise ValueError(f"{where} must be {bound}, got {value}")
-  if above is None and math.isinf(value):  # a bandwidth may be infinite
-    raise ValueError(f"{where} must be finite")
+def _time_us(value: Any, where: str) -> float:
+  _check_number(value, where)
+  if not 0 <= value <= MAX_TIME_US:  # NaN is not
+    raise ValueError(
+      f"{where} must be from 0 to {MAX_TIME_US:g}, got {shown(value)}"
+    )
   return float(value)
+
+
+def _positive(value: Any, where: str, most: float) -> float:
+  _check_number(value, where)
+  if not 0 < value <= most:
+    raise ValueError(
+      f"{where} must be > 0 and at most {most:g}, got {shown(value)}"
+    )
+  return float(value)
+
+
+def _bandwidth(table: Mapping[str, Any], where: str) -> float:
+  value, where = table["bytes_per_us"], f"{where}: bytes_per_us"
+  _check_number(value, where)
+  # An infinite one costs only its link's latency.
+  if not (MIN_BYTES_PER_US <= value <= MAX_BYTES or value == math.inf):
+    raise ValueError(
+      f"{where} must be from {MIN_BYTES_PER_US:g} to {MAX_BYTES:,}, or inf, got"
+      f" {shown(value)}"
+    )
+  return float(value)
+
+
+def _check_number(value: Any, where: str) -> None:
+  if isinstance(value, bool) or not isinstance(value, int | float):
+    raise ValueError(f"{where} must be a number, got {shown(value)}")
 
 
 def _table(value: Any, where: str):

@@ -8,6 +8,7 @@ read in seconds; a fault is looked for, and named, only once a column has one.
 
 import collections
 import difflib
+import functools
 import json
 import os
 from collections.abc import Callable
@@ -22,6 +23,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from baechi_tf import atomic
+from baechi_tf.json_file import read_json
+from baechi_tf.limits import MAX_BYTES
+from baechi_tf.limits import MAX_TIME_US
+from baechi_tf.limits import shown
 from baechi_tf.op_graph import ANY_DEVICE_TYPE
 from baechi_tf.op_graph import CONTROL
 from baechi_tf.op_graph import OpGraph
@@ -34,8 +39,6 @@ _OP_FIELDS = frozenset({
   "output_bytes", "colocation_group", "persistent_output",
 })  # fmt: skip
 _EDGE_FIELDS = frozenset({"source", "target", "output", "control", "key"})
-# More than this on one op or in all cannot be added up in int64.
-_MAX_BYTES = 2**62
 
 
 def read_cost_graph(path: str | os.PathLike) -> OpGraph:
@@ -46,13 +49,7 @@ def read_cost_graph(path: str | os.PathLike) -> OpGraph:
       message names the file, the op or edge, and the field.
     OSError: the file cannot be read.
   """
-  with open(path, encoding="utf-8") as file:
-    try:
-      tables = json.load(file)
-    except RecursionError:
-      raise ValueError(f"{path}: not JSON: nested too deeply") from None
-    except ValueError as error:
-      raise ValueError(f"{path}: not JSON: {error}") from None
+  tables = read_json(path)
   try:
     return _from_tables(tables)
   except ValueError as error:
@@ -179,8 +176,6 @@ def _from_tables(tables: Any) -> OpGraph:
   sizes, num_outputs = _output_bytes(nodes, names)
   persistent = _column(nodes, "persistent_bytes", 0, _is_bytes, names, _BYTES)
   temporary = _column(nodes, "temporary_bytes", 0, _is_bytes, names, _BYTES)
-  if sum(map(sum, (sizes, persistent, temporary))) > _MAX_BYTES:
-    raise ValueError(f"all bytes together are more than {_MAX_BYTES:,}")
   source, output, target = _read_edges(edges, ids)
   return OpGraph.build(
     names,
@@ -208,12 +203,12 @@ def _list_of_objects(tables: Mapping, key: str) -> list[dict[str, Any]]:
   return rows
 
 
-_BYTES = "a whole number >= 0"
+_BYTES = f"a whole number from 0 to {MAX_BYTES:,}"
 _ID = "a string or a whole number"
 
 
 def _is_bytes(value: Any) -> bool:
-  return type(value) is int and 0 <= value < _MAX_BYTES
+  return type(value) is int and 0 <= value <= MAX_BYTES
 
 
 def _is_id(value: Any) -> bool:
@@ -242,8 +237,7 @@ def _label(labels: Sequence[str], i: int) -> str:
 
 
 def _shown(value: Any) -> str:
-  text = json.dumps(value, default=repr)
-  return text if len(text) <= 60 else text[:57] + "..."
+  return shown(value, functools.partial(json.dumps, default=repr))
 
 
 def _identities(nodes) -> tuple[dict[Hashable, int], list[str]]:
@@ -284,7 +278,8 @@ def _times(nodes, names) -> tuple[tuple[str, ...], np.ndarray]:
 
   A number holds for every type; if there are only numbers, for any type.
   """
-  what = "a number >= 0, or an object of them by device type"
+  what = f"a number from 0 to {MAX_TIME_US:g}, or an object of them by device"
+  what += " type"
   values = _column(nodes, "compute_time_us", None, _is_time, names, what)
   types = list(
     dict.fromkeys(x for v in values if type(v) is dict for x in v)
@@ -310,7 +305,7 @@ def _is_time(value: Any) -> bool:
       type(x) is not dict and _is_time(x) for x in value.values()
     )
   # NaN fails both comparisons.
-  return type(value) in (int, float) and 0 <= value < 1e300
+  return type(value) in (int, float) and 0 <= value <= MAX_TIME_US
 
 
 def _output_bytes(nodes, names) -> tuple[list[int], list[int]]:

@@ -14,6 +14,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from baechi_tf.compiled import compiled
+from baechi_tf.limits import MAX_BYTES
 
 ANY_DEVICE_TYPE = "*"
 CONTROL = -1  # the `edge_output` of a control edge
@@ -136,13 +137,15 @@ class OpGraph:
       group: int `[n]` labels; ops of one label >= 0 must share a device.
 
     Raises:
-      ValueError: a name is repeated, an array's length is not what it should
-        be, a cost is negative or not finite, an edge or output refers to an op
-        or output that is not there, or the edges form a cycle (the message
-        names the ops on it).
+      ValueError: a name is repeated or no text, an array's length is not what
+        it should be, a cost is negative or not finite, bytes are more than
+        `limits.MAX_BYTES`, an edge or output refers to an op or output that is
+        not there, or the edges form a cycle (the message names the ops on it).
     """
     n = len(names)
     names = tuple(names)
+    _check_text(names)
+    _check_text(device_types)
     if len(set(names)) != n:
       seen = set()
       twice = next(x for x in names if x in seen or seen.add(x))
@@ -157,15 +160,15 @@ class OpGraph:
     persistent = _costs(names, "persistent_bytes", persistent_bytes)
     temporary = _costs(names, "temporary_bytes", temporary_bytes)
     output_op = np.asarray(output_op, np.int64)
-    output_bytes = np.asarray(output_bytes, np.int64)
     if output_is_persistent is None:
       output_is_persistent = np.zeros(len(output_op), bool)
-    _reject(names, "compute_time_us", ~(np.isfinite(times) & (times >= 0)))
+    wrong = ~(np.isfinite(times) & (times >= 0))
+    _reject(names, "compute_time_us", wrong, "finite and >= 0")
     if len(output_op) and not (0 <= output_op.min() and output_op.max() < n):
       raise ValueError(f"an output belongs to an op outside 0..{n - 1}")
-    _check_length("output_bytes", output_bytes, len(output_op))
+    output_bytes = _costs(names, "output_bytes", output_bytes, output_op)
+    _check_total(persistent, temporary, output_bytes)
     _check_length("output_is_persistent", output_is_persistent, len(output_op))
-    _reject(names, "output_bytes", output_bytes < 0, output_op)
 
     source = np.asarray(edge_source, np.int64)
     output = np.asarray(edge_output, np.int64)
@@ -391,22 +394,41 @@ def _check_length(field, values, length) -> None:
     raise ValueError(f"{field} has {len(values)} entries, needs {length}")
 
 
-def _costs(names, field, values) -> np.ndarray:
+def _check_text(names) -> None:
+  """Refuses half of a UTF-16 pair, which JSON can spell but no file holds."""
+  try:
+    "".join(names).encode()
+  except UnicodeEncodeError as error:
+    wrong = next(x for x in names if error.object[error.start] in x)
+    raise ValueError(f"the name {wrong!r} is not Unicode text") from None
+
+
+def _costs(names, field, values, op_of=None) -> np.ndarray:
+  """Returns bytes as int64; they may be Python integers of any size."""
+  length = len(names) if op_of is None else len(op_of)
   if values is None:
-    return np.zeros(len(names), np.int64)
+    return np.zeros(length, np.int64)
   values = np.asarray(values)
-  _check_length(field, values, len(names))
-  _reject(names, field, ~np.isfinite(values))  # a cast would hide it
-  values = values.astype(np.int64)
-  _reject(names, field, values < 0)
-  return values
+  _check_length(field, values, length)
+  right = (values >= 0) & (values <= MAX_BYTES)  # False for NaN
+  bound = f"from 0 to {MAX_BYTES:,}"
+  _reject(names, field, ~right.astype(bool), bound, op_of)
+  return values.astype(np.int64)
 
 
-def _reject(names, field, bad, op_of=None) -> None:
+def _check_total(*byte_counts) -> None:
+  total = sum(float(x.sum(dtype=np.float64)) for x in byte_counts)
+  if total > MAX_BYTES:
+    raise ValueError(
+      f"all bytes together are {total:.3g}, more than {MAX_BYTES:,}"
+    )
+
+
+def _reject(names, field, bad, bound, op_of=None) -> None:
   bad = np.flatnonzero(bad.any(axis=tuple(range(1, bad.ndim))))
   if len(bad):
     op = bad[0] if op_of is None else op_of[bad[0]]
-    raise ValueError(f"op {names[op]!r}: {field} must be finite and >= 0")
+    raise ValueError(f"op {names[op]!r}: {field} must be {bound}")
 
 
 def _check_edges(names, num_outputs, source, output, target) -> None:

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 import numpy as np
 
 from baechi_tf.cluster import Cluster
+from baechi_tf.json_file import read_json
 from baechi_tf.op_graph import OpGraph
 
 
@@ -93,18 +94,14 @@ def read_placement(
       cluster; the message names the file.
     OSError: the file cannot be read.
   """
-  with open(path, encoding="utf-8") as file:
-    try:
-      fields = json.load(file)
-      device_of = fields["placement"]
-      if not isinstance(device_of, dict) or not all(
-        isinstance(device, str) for device in device_of.values()
-      ):
-        raise TypeError
-    except (ValueError, KeyError, TypeError):
-      raise ValueError(
-        f'{path}: not a placement file: needs {{"placement": {{op: device}}}}'
-      ) from None
+  fields = read_json(path)
+  device_of = fields.get("placement") if isinstance(fields, dict) else None
+  if not isinstance(device_of, dict) or not all(
+    isinstance(device, str) for device in device_of.values()
+  ):
+    raise ValueError(
+      f'{path}: not a placement file: needs {{"placement": {{op: device}}}}'
+    )
   try:
     return placement_for(graph, cluster, device_of)
   except ValueError as error:

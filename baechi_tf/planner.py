@@ -27,6 +27,7 @@ from baechi_tf.placement import check_placement
 from baechi_tf.placement import InfeasiblePlacementError
 from baechi_tf.placement import Placement
 from baechi_tf.placers import PLACERS
+from baechi_tf.placers.favorite_child import LinearProgramError
 from baechi_tf.placers.favorite_child import uses_lp
 from baechi_tf.simulator import overflow
 from baechi_tf.simulator import simulate
@@ -120,6 +121,8 @@ def plan(
 
   Raises:
     InfeasiblePlacementError: no plan was found that fits the memory.
+    LinearProgramError: `placer` is "m_sct" and its linear program failed;
+      "best" leaves m_sct out then, with a note.
     ValueError: the placer is unknown, or the graph has no times for a device's
       type.
   """
@@ -128,7 +131,7 @@ def plan(
   with clock.stage("bounds"):
     check_memory(graph, cluster)
     bound = lower_bound(graph, cluster)
-  candidates = []
+  candidates, unfit = [], []
   num_coarse_ops = {}
   notes = []
   for together in (COPLACED, CAPPED, APART) if coplacement else (APART,):
@@ -140,13 +143,21 @@ def plan(
     if placer in (BEST, "m_sct") and not uses_lp(coarse.graph):
       notes.append(_greedy_note(coarse.graph, together))
     for name in PLACERS if placer == BEST else (placer,):
-      simulation, error = _try(graph, cluster, name, coarse, clock)
-      candidates.append(Candidate(name, together, simulation, error))
+      try:
+        simulation, error = _try(graph, cluster, name, coarse, clock)
+        candidates.append(Candidate(name, together, simulation, error))
+        if simulation is None:
+          unfit.append(candidates[-1])
+      except LinearProgramError as failed:
+        if placer != BEST:
+          raise
+        candidates.append(Candidate(name, together, None, str(failed)))
+        notes.append(f"{name} (co-placed: {together}) is left out: {failed}")
     if placer != BEST and simulation:
       break  # what co-placement made too large to fit would come apart
   chosen = min(candidates, key=lambda candidate: candidate.makespan_us)
   if chosen.simulation is None:
-    raise InfeasiblePlacementError(_none_fits(candidates))
+    raise InfeasiblePlacementError(_none_fits(unfit))
   placement = Placement(
     graph.names,
     cluster.device_names,
@@ -178,13 +189,13 @@ def check_placer(name: str) -> None:
     )
 
 
-def _none_fits(candidates: list[Candidate]) -> str:
-  """Returns why there is no plan: the error of the last candidate.
+def _none_fits(unfit: list[Candidate]) -> str:
+  """Returns why there is no plan: the error of the last that did not fit.
 
   It had the smallest groups to place, so it came as near as any.
   """
-  last = candidates[-1]
-  if all(x.placer == last.placer for x in candidates):
+  last = unfit[-1]
+  if all(x.placer == last.placer for x in unfit):
     return last.error
   return f"no placer found a plan that fits; {last.placer}: {last.error}"
 

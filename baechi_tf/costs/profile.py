@@ -19,6 +19,8 @@ from tensorflow.core.grappler.costs import op_performance_data_pb2
 
 from baechi_tf import atomic
 from baechi_tf.graph_item import GraphItem
+from baechi_tf.limits import MAX_BYTES
+from baechi_tf.limits import MAX_TIME_US
 
 
 @dataclasses.dataclass(frozen=True)
@@ -95,7 +97,7 @@ def read_profile(path: str | os.PathLike) -> dict[str, dict[str, OpCost]]:
 
   Raises:
     ValueError: it is not a profile, or an entry lacks its op, type or device
-      type, has a negative cost, or repeats another.
+      type, has a negative cost or one above the `limits`, or repeats another.
     OSError: the file cannot be read.
   """
   performances = op_performance_data_pb2.OpPerformanceList()
@@ -125,14 +127,7 @@ def read_profile(path: str | os.PathLike) -> dict[str, dict[str, OpCost]]:
         f"{path}: entry {i} lacks an op's name, its type or a device type;"
         " the file is damaged or not a profile"
       )
-    numbers = (
-      cost.compute_time_us,
-      cost.temporary_bytes,
-      cost.persistent_bytes,
-      *cost.output_bytes,
-    )
-    if min(numbers) < 0:
-      raise ValueError(f"{path}: op {entry.node!r} has a negative cost")
+    _check_cost(path, entry.node, cost)
     costs = profile.setdefault(entry.op.device.type, {})
     if entry.node in costs:
       raise ValueError(
@@ -148,6 +143,26 @@ def _fused_into(op_info) -> str:
   if _FUSED_INTO not in op_info.attr:
     return ""
   return op_info.attr[_FUSED_INTO].s.decode(errors="replace")
+
+
+def _check_cost(path, name: str, cost: OpCost) -> None:
+  byte_counts = (
+    cost.temporary_bytes,
+    cost.persistent_bytes,
+    *cost.output_bytes,
+  )
+  if min(cost.compute_time_us, *byte_counts) < 0:
+    raise ValueError(f"{path}: op {name!r} has a negative cost")
+  if cost.compute_time_us > MAX_TIME_US:
+    raise ValueError(
+      f"{path}: op {name!r} takes {cost.compute_time_us:g} us, more than"
+      f" {MAX_TIME_US:g}"
+    )
+  if max(byte_counts) > MAX_BYTES:
+    raise ValueError(
+      f"{path}: op {name!r} has {max(byte_counts):,} bytes, more than"
+      f" {MAX_BYTES:,}"
+    )
 
 
 def merge(*profiles: Profile) -> dict[str, dict[str, OpCost]]:

@@ -25,12 +25,17 @@ ROUNDING_THRESHOLD = 0.1
 _EPSILON = 1e-4
 
 
+class LinearProgramError(ValueError):
+  """The solver found no solution, though there always is one."""
+
+
 def favorite_children(graph: OpGraph, cluster: Cluster) -> np.ndarray:
   """Returns int64 `[n]`: each op's favourite child, or `NONE`.
 
   By the linear program up to `LP_MAX_SIZE` ops and edges, greedily beyond.
 
   Raises:
+    LinearProgramError: the solver failed on the program.
     ValueError: the graph has no times for a device's type.
   """
   source, target, cost = _edge_costs(graph, cluster)
@@ -101,6 +106,9 @@ def relaxed_edges(
     source: int `[e]`, each pair of ops once.
     target: int `[e]`.
     cost: float64 `[e]` microseconds to send the edge's tensors.
+
+  Raises:
+    LinearProgramError: the solver failed on the program.
   """
   num_edges = len(source)
   scale = max(time.max(initial=0), cost.max(initial=0)) or 1.0
@@ -144,7 +152,11 @@ def relaxed_edges(
     objective, A_ub=matrix, b_ub=upper, bounds=bounds, method="highs-ds"
   )
   if result.x is None:
-    raise RuntimeError(f"the favourite-child program failed: {result.message}")
+    raise LinearProgramError(
+      "the linear program of favourite children has no solution that HiGHS"
+      f" finds ({result.message}); its costs may differ by too many orders of"
+      " magnitude"
+    )
   return result.x[:num_edges]
 
 

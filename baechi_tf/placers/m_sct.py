@@ -12,6 +12,7 @@ def place(graph: OpGraph, cluster: Cluster) -> Placement:
 
   Raises:
     InfeasiblePlacementError: an op fits on no device.
+    LinearProgramError: the favourite children's linear program failed.
     ValueError: the graph has no times for a device's type.
   """
   return list_scheduling.schedule(

@@ -8,7 +8,15 @@ import pytest
 from baechi_tf import atomic
 
 
-def stage_pair(outputs, path, text, check_replaced=atomic.replace_anything):
+def replace(path):
+  """Lets an output replace anything."""
+
+
+def keep(path):
+  raise ValueError("must stay")
+
+
+def stage_pair(outputs, path, text, check_replaced=replace):
   """Stages a directory of two files that say the same."""
   with outputs.directory(path, check_replaced) as directory:
     for name in ("a", "b"):
@@ -19,10 +27,6 @@ def stage_pair(outputs, path, text, check_replaced=atomic.replace_anything):
 def write_pair(path, text):
   with atomic.publishing() as outputs:
     stage_pair(outputs, path, text)
-
-
-def keep(path):
-  raise ValueError("must stay")
 
 
 def read_pair(path):
@@ -89,7 +93,10 @@ def test_directory_failure_keeps_the_old_one(tmp_path):
 def test_directory_errors_name_the_path(tmp_path):
   path = tmp_path / "pair"
   with pytest.raises(FileNotFoundError, match="pair/missing/a'$"):
-    with atomic.publishing() as outputs, outputs.directory(path) as directory:
+    with (
+      atomic.publishing() as outputs,
+      outputs.directory(path, replace) as directory,
+    ):
       open(os.path.join(directory, "missing", "a"), "w", encoding="utf-8")
   assert os.listdir(tmp_path) == []
 
@@ -180,8 +187,9 @@ def test_files_that_look_like_ours_stay(tmp_path):
 
 
 def test_error_without_a_number_names_the_path(tmp_path):
+  path = tmp_path / "file"
   with pytest.raises(OSError, match="it broke: '.*/file'"):
-    with atomic.publishing() as outputs, outputs.directory(tmp_path / "file"):
+    with atomic.publishing() as outputs, outputs.directory(path, keep):
       raise OSError("it broke")
 
 
@@ -197,7 +205,7 @@ if sys.argv[2] == "file":
   atomic.write_bytes(sys.argv[1], chunks())
 else:
   with atomic.publishing() as outputs:
-    with outputs.directory(sys.argv[1]) as directory:
+    with outputs.directory(sys.argv[1], print) as directory:
       open(os.path.join(directory, "a"), "w").write("half")
       print("ready", flush=True)
       time.sleep(60)

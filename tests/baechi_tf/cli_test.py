@@ -304,7 +304,7 @@ def test_place_refuses_wrong_arguments(argv, message, capsys):
     ("memory = 1000", 'memory = "many"', "'many' is not a size"),
     ("memory = 1000", "memory = 1\ncolour = 1", "unknown key 'colour'"),
     ("CPU:1", "CPU:0", "'/device:CPU:0' is listed twice"),
-    ("latency_us = 1", "latency_us = -1", "latency_us must be >= 0"),
+    ("latency_us = 1", "latency_us = -1", "latency_us must be from 0"),
     ("[link]", "[link", "not TOML"),
     (
       "bytes_per_us = 10",

@@ -263,7 +263,11 @@ def test_bytes_that_are_no_text_are_refused(tmp_path):
     ({"name": ["b"]}, r"nodes\[1\]: id must be"),
     ({"id": "a"}, "op 'a' is listed twice"),
     ({"name": "a"}, "op 'a' is listed twice"),
-    ({"persistent_bytes": 2**62 - 1, "temporary_bytes": 2}, "all bytes"),
+    ({"persistent_bytes": 2**53, "temporary_bytes": 2}, "all bytes"),
+    ({"persistent_bytes": 2**53 + 1}, "must be a whole number from 0 to 9,007"),
+    ({"compute_time_us": 2e15}, r"a number from 0 to 1e\+15, .*got 2000"),
+    ({"name": "\ud800x"}, r"the name '\\ud800x' is not Unicode text"),
+    ({"compute_time_us": {"\udfff": 1, "*": 1}}, "is not Unicode text"),
   ],
 )
 def test_bad_op_is_refused(fields, message, tmp_path):

@@ -102,6 +102,22 @@ def test_read_negative_cost_is_refused(tmp_path):
     profiles.read_profile(path)
 
 
+@pytest.mark.parametrize(
+  ("cost", "message"),
+  [
+    (OpCost("MatMul", 2e15), r"'a' takes 2e\+15 us, more than 1e\+15"),
+    (OpCost("MatMul", 1.0, 2**62), "'a' has 4,611,686,018,.* bytes, more than"),
+    (OpCost("MatMul", 1.0, 0, 2**53 + 1), "'a' has 9,007,.* bytes, more than"),
+    (OpCost("MatMul", 1.0, 0, 0, (1, 2**60)), "'a' has 1,152,.* bytes, more"),
+  ],
+)
+def test_read_cost_beyond_the_limits_is_refused(tmp_path, cost, message):
+  path = tmp_path / "p.pb"
+  profiles.write_profile(path, {"CPU": {"a": cost}})
+  with pytest.raises(ValueError, match=f"p.pb: op {message}"):
+    profiles.read_profile(path)
+
+
 def test_read_nameless_device_type_is_refused(tmp_path):
   path = tmp_path / "p.pb"
   profiles.write_profile(path, {"": {"a": MATMUL}})

@@ -198,10 +198,10 @@ def test_build_bad_time_error_names_the_op(bad):
 
 
 @pytest.mark.parametrize("field", ["persistent_bytes", "temporary_bytes"])
-@pytest.mark.parametrize("bad", [-1, float("nan"), float("inf")])
+@pytest.mark.parametrize("bad", [-1, 2**53 + 1, 2**70, float("nan"), np.inf])
 def test_build_bad_bytes_error_names_the_op(field, bad):
   with pytest.raises(ValueError, match=f"op 'b': {field} must be"):
-    OpGraph.build(["a", "b"], [1, 1], **{field: np.array([0, bad])})
+    OpGraph.build(["a", "b"], [1, 1], **{field: [0, bad]})
 
 
 def test_build_negative_output_bytes_error_names_the_op():

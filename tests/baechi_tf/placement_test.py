@@ -76,10 +76,25 @@ def test_placement_for_split_group_error_names_both_ops():
 
 
 @pytest.mark.parametrize(
+  ("text", "message"),
+  [
+    (b"", "not JSON"),
+    (b"{", "not JSON"),
+    (b"\xff\xfe", "not JSON"),
+    (b'{"placement": ' + b"[" * 100_000, "not JSON: nested too deeply"),
+    (b"9" * 5000, "not JSON: .*4300 digits"),
+  ],
+)
+def test_read_placement_broken_file_is_an_error(tmp_path, text, message):
+  path = tmp_path / "plan.json"
+  path.write_bytes(text)
+  with pytest.raises(ValueError, match=rf"plan\.json: {message}"):
+    read_placement(path, GRAPH, CLUSTER)
+
+
+@pytest.mark.parametrize(
   "text",
   [
-    "",
-    "{",
     "[]",
     "3",
     '"placement"',
@@ -94,13 +109,6 @@ def test_read_placement_of_another_file_is_an_error(tmp_path, text):
   path = tmp_path / "plan.json"
   path.write_text(text)
   with pytest.raises(ValueError, match=r"plan\.json: not a placement file"):
-    read_placement(path, GRAPH, CLUSTER)
-
-
-def test_read_placement_binary_file_is_an_error(tmp_path):
-  path = tmp_path / "plan.json"
-  path.write_bytes(b"\xff\xfe")
-  with pytest.raises(ValueError, match="not a placement file"):
     read_placement(path, GRAPH, CLUSTER)
 
 

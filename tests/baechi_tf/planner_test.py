@@ -3,6 +3,7 @@ import pytest
 
 from baechi_tf import planner
 from baechi_tf.placement import InfeasiblePlacementError
+from baechi_tf.placers.favorite_child import LinearProgramError
 from baechi_tf.planner import plan
 from baechi_tf.simulator import overflow
 from baechi_tf.simulator import simulate
@@ -28,6 +29,23 @@ def test_plan_best_tries_every_placer_with_and_without_coplacement():
   ]
   assert result.num_coarse_ops == {"yes": 1, "no": 3}
   assert result.chosen in result.candidates
+
+
+def test_plan_best_leaves_out_a_placer_whose_linear_program_fails():
+  # Costs of 1e18 and 1e-3 us in one program: HiGHS gives up.
+  graph = make_graph(
+    [Op(x, 1e-3, (10**12,)) for x in "abcde"],
+    [("a", 0, "b"), ("a", 0, "c"), ("b", 0, "d"), ("c", 0, "e")],
+  )
+  cluster = make_cluster(2, memory=2**50, bytes_per_us=1e-6)
+  result = plan(graph, cluster, coplacement=False)
+  (left_out,) = [x for x in result.candidates if x.placer == "m_sct"]
+  assert left_out.simulation is None
+  (note,) = result.notes
+  assert note.startswith("m_sct (co-placed: no) is left out: the linear prog")
+  assert result.chosen.placer != "m_sct"
+  with pytest.raises(LinearProgramError, match="HiGHS"):
+    plan(graph, cluster, coplacement=False, placer="m_sct")
 
 
 def test_plan_without_coplacement_tries_the_hard_groups_alone():
