@@ -6,10 +6,12 @@ import json
 from baechi_tf.cli import model_input
 from baechi_tf.cli.help import add_json
 from baechi_tf.cli.help import add_subparser
+from baechi_tf.cli.help import path
 from baechi_tf.cli.place import add_planner_arguments
 from baechi_tf.cli.place import plan_and_summarize
 from baechi_tf.cli.progress import Progress
 from baechi_tf.planner import BEST
+from baechi_tf.printable import printable
 from baechi_tf.reports.quantities import duration
 from baechi_tf.reports.text import candidates
 
@@ -35,7 +37,9 @@ def add_parser(subparsers) -> None:
     description=_DESCRIPTION,
     example=_EXAMPLE,
   )
-  parser.add_argument("model", metavar="MODEL", help="a model or cost graph")
+  parser.add_argument(
+    "model", type=path, metavar="MODEL", help="a model or cost graph"
+  )
   model_input.add_cluster_arguments(parser)
   add_planner_arguments(parser)
   add_json(parser)
@@ -57,9 +61,10 @@ def run(args: argparse.Namespace) -> None:
   if args.json:
     print(json.dumps({**summary, "placing_seconds": seconds}))
     return
+  summary = printable(summary)
   one = summary["one_device"]
   print(
-    f"{args.model}: {summary['num_ops']:,} ops; on one device"
+    f"{summary['model']}: {summary['num_ops']:,} ops; on one device"
     f" {duration(one['makespan_us'])}{'' if one['fits'] else ' (does not fit)'}"
     f"; lower bound {duration(summary['lower_bound_us'])}"
     f" ({summary['lower_bound']})\n"

@@ -36,6 +36,17 @@ def add_subparser(
   return parser
 
 
+def path(text: str) -> str:
+  """Returns an argument that is a path.
+
+  Raises:
+    argparse.ArgumentTypeError: the path is empty.
+  """
+  if not text:
+    raise argparse.ArgumentTypeError("the path is empty")
+  return text
+
+
 def add_json(parser: argparse.ArgumentParser) -> None:
   """Adds `--json`."""
   parser.add_argument(
@@ -50,6 +61,7 @@ def add_report(parser: argparse.ArgumentParser) -> None:
   parser.add_argument(
     "--report",
     metavar="DIR",
+    type=path,
     help="also write a report: a summary, a trace for Perfetto or"
     " chrome://tracing, and the plan",
   )

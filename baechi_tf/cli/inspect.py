@@ -10,9 +10,11 @@ import numpy as np
 from baechi_tf.cli import model_input
 from baechi_tf.cli.help import add_json
 from baechi_tf.cli.help import add_subparser
+from baechi_tf.cli.help import path
 from baechi_tf.cli.progress import Progress
 from baechi_tf.cost_graph import read_cost_graph
 from baechi_tf.op_graph import OpGraph
+from baechi_tf.printable import printable
 from baechi_tf.reports.quantities import duration
 from baechi_tf.reports.quantities import size
 from baechi_tf.reports.quantities import table
@@ -42,7 +44,9 @@ def add_parser(subparsers) -> None:
     description=_DESCRIPTION,
     example=_EXAMPLE,
   )
-  parser.add_argument("model", metavar="MODEL", help="a model or cost graph")
+  parser.add_argument(
+    "model", type=path, metavar="MODEL", help="a model or cost graph"
+  )
   add_json(parser)
   model_input.add_step_arguments(parser)
   model_input.add_shape_arguments(parser)
@@ -58,7 +62,7 @@ def run(args: argparse.Namespace) -> None:
       fields = {**_graph_fields(args.model, graph), **_time_fields(graph)}
     else:
       fields = _model_fields(args, progress)
-  print(json.dumps(fields) if args.json else _text(fields))
+  print(json.dumps(fields) if args.json else _text(printable(fields)))
 
 
 def _graph_fields(model: str, graph: OpGraph) -> Fields:

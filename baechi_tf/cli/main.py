@@ -20,6 +20,7 @@ from baechi_tf.cli import profile
 from baechi_tf.cli import simulate
 from baechi_tf.cli.help import HelpFormatter
 from baechi_tf.placement import InfeasiblePlacementError
+from baechi_tf.printable import printable
 
 BAD_INPUT = 2
 INFEASIBLE = 3
@@ -64,6 +65,8 @@ def main(argv: Sequence[str]) -> int:
 
 def run() -> NoReturn:
   """The console script."""
+  # A character that the terminal's encoding lacks must not fail the run.
+  sys.stdout.reconfigure(errors="backslashreplace")
   sys.exit(main(sys.argv[1:]))
 
 
@@ -96,5 +99,6 @@ def _complain(error: Exception, code: int) -> int:
     named = "" if error.filename is None else f"{error.filename}: "
     message = f"{named}{error.strerror}"
   # One line, whatever is in it.
-  print(f"baechi: {' '.join(message.split())}", file=sys.stderr)
+  message = printable(" ".join(message.split()))
+  print(f"baechi: {message}", file=sys.stderr)
   return code

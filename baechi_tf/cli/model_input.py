@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from baechi_tf.cli.help import path
 from baechi_tf.cli.progress import Progress
 from baechi_tf.cli.tensorflow_import import load_tensorflow
 from baechi_tf.cluster import Cluster
@@ -107,6 +108,7 @@ def add_cost_arguments(parser: argparse.ArgumentParser) -> None:
   either.add_argument(
     "--profile",
     metavar="P",
+    type=path,
     help="a profile file, as baechi profile writes it; what it lacks is"
     " estimated",
   )
@@ -123,6 +125,7 @@ def add_cluster_arguments(parser: argparse.ArgumentParser) -> None:
   group.add_argument(
     "--cluster",
     metavar="FILE",
+    type=path,
     required=True,
     help="the devices and links, in TOML",
   )

@@ -9,6 +9,7 @@ from baechi_tf.cli import model_input
 from baechi_tf.cli.help import add_json
 from baechi_tf.cli.help import add_report
 from baechi_tf.cli.help import add_subparser
+from baechi_tf.cli.help import path
 from baechi_tf.cli.progress import Progress
 from baechi_tf.cluster import Cluster
 from baechi_tf.output_path import file_output
@@ -18,6 +19,7 @@ from baechi_tf.placers import PLACERS
 from baechi_tf.planner import BEST
 from baechi_tf.planner import Plan
 from baechi_tf.planner import plan
+from baechi_tf.printable import printable
 from baechi_tf.reports.directory import report_output
 from baechi_tf.reports.directory import stage_report
 from baechi_tf.reports.summary import Fields
@@ -49,8 +51,12 @@ def add_parser(subparsers) -> None:
     description=_DESCRIPTION,
     example=_EXAMPLE,
   )
-  parser.add_argument("model", metavar="IN", help="the model, or a cost graph")
-  parser.add_argument("output", metavar="OUT", help="where the result goes")
+  parser.add_argument(
+    "model", type=path, metavar="IN", help="the model, or a cost graph"
+  )
+  parser.add_argument(
+    "output", type=path, metavar="OUT", help="where the result goes"
+  )
   model_input.add_cluster_arguments(parser)
   add_planner_arguments(parser)
   parser.add_argument(
@@ -252,6 +258,7 @@ def _text(args, summary: Fields, seconds: float) -> str:
   if args.json:
     written = {"output": args.output, "report": args.report}
     return json.dumps({**summary, **written, "planning_seconds": seconds})
-  lines = [f"planned in {seconds:.2f} s", f"wrote {args.output}"]
-  lines += [f"wrote {args.report}"] if args.report else []
+  written = [args.output, *([args.report] if args.report else [])]
+  lines = [f"planned in {seconds:.2f} s"]
+  lines += [f"wrote {x}" for x in printable(written)]
   return report(summary) + "\n".join(lines)

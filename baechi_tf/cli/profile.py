@@ -7,8 +7,10 @@ from baechi_tf import atomic
 from baechi_tf.cli import model_input
 from baechi_tf.cli.help import add_json
 from baechi_tf.cli.help import add_subparser
+from baechi_tf.cli.help import path
 from baechi_tf.cli.progress import Progress
 from baechi_tf.output_path import file_output
+from baechi_tf.printable import printable
 from baechi_tf.reports.quantities import duration
 from baechi_tf.reports.quantities import table
 
@@ -35,8 +37,10 @@ def add_parser(subparsers) -> None:
     description=_DESCRIPTION,
     example=_EXAMPLE,
   )
-  parser.add_argument("model", metavar="MODEL", help="the model")
-  parser.add_argument("output", metavar="OUT", help="the profile file")
+  parser.add_argument("model", type=path, metavar="MODEL", help="the model")
+  parser.add_argument(
+    "output", type=path, metavar="OUT", help="the profile file"
+  )
   parser.add_argument(
     "--device",
     choices=["CPU", "GPU"],
@@ -72,6 +76,7 @@ def add_parser(subparsers) -> None:
   parser.add_argument(
     "--inputs",
     metavar="NPZ",
+    type=path,
     help="a NumPy archive with an array for every input, in place of made-up"
     " ones",
   )
@@ -131,12 +136,12 @@ def _text(args, item, device_type: str, costs) -> str:
     }
     return json.dumps(fields)
   rows = [
-    [name, f"{count:,}", duration(time_us)]
+    [printable(name), f"{count:,}", duration(time_us)]
     for name, (count, time_us) in slowest[:_SLOWEST]
   ]
   return (
-    f"{args.model}: {len(costs):,} of {len(item.op_names):,} ops measured on"
-    f" {device_type}, {duration(total_us)} in all\n\n"
+    f"{printable(args.model)}: {len(costs):,} of {len(item.op_names):,} ops"
+    f" measured on {printable(device_type)}, {duration(total_us)} in all\n\n"
     f"{table(['op type', 'ops', 'time'], rows)}\n"
-    f"wrote {args.output}"
+    f"wrote {printable(args.output)}"
   )

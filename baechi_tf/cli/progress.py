@@ -12,6 +12,9 @@ from typing import Self
 
 import rich.console
 import rich.status
+import rich.text
+
+from baechi_tf.printable import printable
 
 INTERVAL_S = 2.0
 
@@ -47,9 +50,10 @@ class Progress:
 
   def __call__(self, stage: str) -> None:
     """Names the present stage."""
-    self._stage = stage
+    self._stage = printable(stage)
     if self._status:
-      self._status.update(stage)
+      # As text: rich would take "[red]" in a path for a colour.
+      self._status.update(rich.text.Text(self._stage))
     elif self._thread is None:
       self._thread = threading.Thread(target=self._write_lines, daemon=True)
       self._thread.start()

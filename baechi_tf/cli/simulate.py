@@ -10,6 +10,7 @@ from baechi_tf.cli import model_input
 from baechi_tf.cli.help import add_json
 from baechi_tf.cli.help import add_report
 from baechi_tf.cli.help import add_subparser
+from baechi_tf.cli.help import path
 from baechi_tf.cli.progress import Progress
 from baechi_tf.placement import InfeasiblePlacementError
 from baechi_tf.placement import read_placement
@@ -42,8 +43,12 @@ def add_parser(subparsers) -> None:
     description=_DESCRIPTION,
     example=_EXAMPLE,
   )
-  parser.add_argument("model", metavar="MODEL", help="a model or cost graph")
-  parser.add_argument("placement", metavar="PLACEMENT", help="the plan")
+  parser.add_argument(
+    "model", type=path, metavar="MODEL", help="a model or cost graph"
+  )
+  parser.add_argument(
+    "placement", type=path, metavar="PLACEMENT", help="the plan"
+  )
   model_input.add_cluster_arguments(parser)
   add_report(parser)
   parser.add_argument(

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 
 from baechi_tf.planner import APART
+from baechi_tf.printable import printable
 from baechi_tf.reports.quantities import duration
 from baechi_tf.reports.quantities import percent
 from baechi_tf.reports.quantities import size
@@ -14,6 +15,7 @@ _OPTIMAL_GAP = 0.005  # costs are not known more precisely than that
 
 def report(summary: Fields) -> str:
   """Returns the whole report of a placement."""
+  summary = printable(summary)
   parts = [_headline(summary), _figures(summary), _devices(summary)]
   if summary["candidates"]:
     parts.append(candidates(summary))
@@ -28,6 +30,7 @@ def candidates(summary: Fields, seconds: dict[str, float] | None = None) -> str:
     summary: of `reports.summary`.
     seconds: how long each placer took, shown if given.
   """
+  summary = printable(summary)
   devices = summary["devices"]
   header = ["placer", "co-placed", "makespan", "speed-up", "gap", "moved"]
   header += [f"peak {_short(x['name'])}" for x in devices]

@@ -215,7 +215,8 @@ def test_simulate_ends_with_3_where_memory_does_not_suffice(scratch, capsys):
   plan = {"placement": dict.fromkeys("abc", "/device:CPU:0")}
   (scratch / "plan.json").write_text(json.dumps(plan))
   argv = ("graph.json", "plan.json", "--cluster=cluster.toml")
-  assert baechi("simulate", *argv) == 3
+  assert baechi("simulate", *argv, "--report=r") == 3
+  assert "over" in (scratch / "r" / "report.txt").read_text()
   captured = capsys.readouterr()
   assert "predicted step" in captured.out
   assert captured.err.startswith("baechi: /device:CPU:0 would need 1,0")
@@ -262,6 +263,12 @@ def test_help_lists_every_subcommand(capsys):
     (["place", "graph.json"], "OUT, --cluster"),
     (["place", "graph.json", "p", "--cluster=cluster.toml", "--x"], "--x"),
     (["place", "graph.json", "p", "--flagfile=none"], "none"),
+    (["place", "graph.json", "", "--cluster=cluster.toml"], "OUT: the path is"),
+    (["place", "", "p.json", "--cluster=cluster.toml"], "IN: the path is emp"),
+    (["compare", "graph.json", "--cluster="], "--cluster: the path is empty"),
+    (["simulate", "graph.json", ""], "PLACEMENT: the path is empty"),
+    (["inspect", ""], "MODEL: the path is empty"),
+    (["profile", "model", "p", "--inputs="], "--inputs: the path is empty"),
   ],
 )
 def test_wrong_usage_is_one_line(argv, message, capsys):
@@ -530,6 +537,50 @@ def test_output_that_is_a_link_replaces_what_it_leads_to(scratch, capsys):
   assert (scratch / "p.json").is_symlink() and (scratch / "r").is_symlink()
   assert len(os.listdir(scratch)) == 5
   assert sorted(os.listdir("kept")) == ["p.json", "r"]
+
+
+# Clears the screen, starts a new line, turns the writing direction.
+CONTROLS = "\x1b[2J\n\u202e\x9b"
+
+
+def test_control_characters_are_escaped_in_text_and_exact_in_json(
+  scratch, capsys
+):
+  name = f"op {CONTROLS}"
+  graph = {"nodes": [op(name, persistent_bytes=700), op("b")], "edges": []}
+  (scratch / f"graph{CONTROLS}.json").write_text(json.dumps(graph))
+  argv = [f"graph{CONTROLS}.json", "--cluster=cluster.toml"]
+  output, report = f"plan{CONTROLS}.json", f"report{CONTROLS}"
+  assert baechi("inspect", argv[0]) == 0
+  assert baechi("compare", *argv) == 0
+  assert baechi("place", argv[0], output, argv[1], f"--report={report}") == 0
+  assert baechi("simulate", argv[0], output, argv[1]) == 0
+  assert baechi("inspect", f"none{CONTROLS}.json") == 2
+  captured = capsys.readouterr()
+  with open(f"{report}/report.txt", encoding="utf-8") as file:
+    text = captured.out + captured.err + file.read()
+  assert all(line.isprintable() for line in text.split("\n"))
+  assert r"op \x1b[2J\n\u202e\x9b" in text
+  assert baechi("inspect", argv[0], "--json") == 0
+  fields = json.loads(capsys.readouterr().out)
+  assert sorted(fields["slowest_ops"]) == ["b", name]
+  with open(output) as file:
+    assert name in json.load(file)["placement"]
+
+
+def test_characters_that_a_terminal_lacks_do_not_fail_the_run(scratch):
+  graph = {"nodes": [op("\N{GREEK SMALL LETTER ALPHA}")], "edges": []}
+  (scratch / "graph.json").write_text(json.dumps(graph))
+  script = f"import sys; sys.stdout.reconfigure(encoding='ascii')\n{RUN}"
+  result = process(script, "inspect", "graph.json", capture_output=True)
+  assert (result.returncode, result.stderr) == (0, "")
+  assert r"\u03b1" in result.stdout
+
+
+def test_name_of_any_legal_length_is_written(scratch):
+  name = "x" * 255
+  assert baechi("place", "graph.json", name, "--cluster=cluster.toml") == 0
+  assert os.path.isfile(name)
 
 
 def test_bug_is_not_taken_for_bad_input(monkeypatch):
