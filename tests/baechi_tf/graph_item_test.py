@@ -366,7 +366,7 @@ def test_read_item_unknown_op_is_rejected(tmp_path):
   graph_def = step_graph().as_graph_def()
   next(x for x in graph_def.node if x.name == "y").op = "MyAdd"
   path = tmp_path / "graph.pb"
-  write_graph(graph_def, path)
+  path.write_bytes(graph_file_bytes(graph_def, path))
   with pytest.raises(ValueError, match="has no op 'MyAdd', but node 'y' is"):
     read_item(path, fetches=["y:0"])
 
