@@ -14,7 +14,9 @@ class AggregationReport(keras.callbacks.Callback):
   `keras.callbacks.TensorBoard`, then have
 
     rows_accepted: the workers whose gradients the rule used, for a
-      coordinate-wise rule all that sent finite numbers.
+      coordinate-wise rule all that sent finite numbers. Where the rule weights
+      them unequally, as the geometric median does, it is the effective number
+      (sum of the weights)^2 / (sum of their squares).
     rows_non_finite: the workers whose gradients held a NaN or an infinity.
     distance_from_mean: the distance between the aggregate and the mean of the
       finite gradients.

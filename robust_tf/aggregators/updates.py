@@ -1,9 +1,11 @@
 """The forms in which the updates of n workers come, and walks over them.
 
-A rule takes `updates` in one of three forms and answers in the same one:
+A rule takes `updates` in one of four forms and answers in the same one:
 
   * a tensor [n, d]: one flat update a row; the result is a tensor [d];
   * an ndarray [n, d]; the result is an ndarray [d], outside a `tf.function`;
+  * a list over workers of tensors or ndarrays [d]; the result is a tensor [d],
+    or an ndarray where all were ndarrays;
   * a list over workers of lists over variables, of tensors, `IndexedSlices` or
     ndarrays of any shapes; the result is a list over variables of dense
     tensors, or of ndarrays where all were ndarrays.
@@ -52,7 +54,7 @@ def num_workers(updates: Updates) -> int:
     ValueError: no updates, or a tensor that is not [n, d] with n known.
   """
   if isinstance(updates, list | tuple):
-    _check_lists(updates)
+    _check_lists(_lists(updates))
     return len(updates)
   return int(_matrix(updates).shape[0])
 
@@ -102,7 +104,7 @@ def to_blocks(updates: Updates) -> tuple[Block, ...]:
   """
   if not isinstance(updates, list | tuple):
     return (_matrix(updates),)
-  rows = _dense_rows(updates)
+  rows = _dense_rows(_lists(updates))
   return tuple(
     tuple(_packed([row[k] for k in group]) for row in rows)
     for group in _groups(rows[0])
@@ -124,6 +126,9 @@ def from_blocks(results: Sequence[tf.Tensor], like: Updates):
     (result,) = results
     result = tf.ensure_shape(result, _matrix(like).shape[1:])
     return _as_numpy([result])[0] if _is_array(like) else result
+  if _is_flat(like):
+    (result,) = from_blocks(results, like=_lists(like))
+    return result
   shapes = [_dense_shape(value) for value in like[0]]
   variables = [None] * len(shapes)
   for group, result in zip(_groups(like[0]), results, strict=True):
@@ -223,7 +228,8 @@ def _matrix(updates) -> tf.Tensor:
   if not isinstance(updates, tf.Tensor | tf.Variable | np.ndarray):
     raise TypeError(
       f"updates are a {type(updates).__name__}: give a tensor or an ndarray"
-      " [n, d], or a list over workers of lists over variables"
+      " [n, d], or a list over workers of flat updates [d] or of lists over"
+      " variables"
     )
   tensor = tf.convert_to_tensor(updates)
   _check_dtype(tensor.dtype)
@@ -238,6 +244,20 @@ def _matrix(updates) -> tf.Tensor:
   return tensor
 
 
+def _is_flat(updates: Sequence) -> bool:
+  """Returns whether a list is one of flat updates, one of each worker."""
+  return bool(updates) and all(
+    isinstance(update, tf.Tensor | tf.Variable | np.ndarray)
+    and len(update.shape) == 1
+    for update in updates
+  )
+
+
+def _lists(updates: Sequence) -> Sequence[Sequence]:
+  """Returns a list of updates as one of lists over variables."""
+  return [[x] for x in updates] if _is_flat(updates) else updates
+
+
 def _check_lists(updates: Sequence[Sequence]) -> None:
   if not updates:
     raise ValueError("no updates: at least 1 is needed")
@@ -245,8 +265,7 @@ def _check_lists(updates: Sequence[Sequence]) -> None:
     if not isinstance(update, list | tuple):
       raise TypeError(
         f"the update of worker {worker} is a {type(update).__name__}: a list"
-        " of updates holds one list of tensors per worker; stack flat updates"
-        " to one tensor [n, d]"
+        " of updates holds one tensor [d] per worker, or one list of tensors"
       )
     if len(update) != len(updates[0]):
       raise ValueError(

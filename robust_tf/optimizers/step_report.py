@@ -61,8 +61,9 @@ def measure(
     scale: the number that all updates were divided by.
 
   Returns:
-    `[3]`, float32: the rows that were accepted, those with a NaN or an
-    infinity, and the distance of the aggregate from the mean of the others.
+    `[3]`, float32: the rows that were accepted, see `_effective_number`,
+    those with a NaN or an infinity, and the distance of the aggregate from the
+    mean of the others.
   """
   finite = functools.reduce(
     tf.logical_and, [_finite_rows(block) for block in to_blocks(updates)]
@@ -71,14 +72,29 @@ def measure(
   mean = combine(
     updates, tf.cast(finite, tf.float32) / tf.maximum(num_finite, 1.0)
   )
-  accepted = finite if weights is None else weights > 0
+  if weights is None:
+    weights = tf.cast(finite, tf.float32)
   return tf.stack(
     [
-      tf.reduce_sum(tf.cast(accepted, tf.float32)),
+      _effective_number(weights),
       tf.cast(tf.size(finite), tf.float32) - num_finite,
       scale * _distance(aggregate, mean),
     ]
   )
+
+
+def _effective_number(weights: tf.Tensor) -> tf.Tensor:
+  """Returns (sum_i w_i)^2 / sum_i w_i^2, float32; 0 if all weights are 0.
+
+  It is k for k equal weights and less for k that differ: the number of equal
+  ones that average as well (Kish, Survey Sampling, 1965, section 11.7).
+  """
+  # NaN are the weights of updates none of which is finite.
+  weights = tf.where(weights > 0, weights, tf.zeros_like(weights))
+  # Equal weights become 1 each, so that k is exact.
+  ratios = tf.math.divide_no_nan(weights, tf.reduce_max(weights))
+  total, squares = tf.reduce_sum(ratios), tf.reduce_sum(tf.square(ratios))
+  return tf.cast(tf.math.divide_no_nan(total**2, squares), tf.float32)
 
 
 def _finite_rows(block: Block) -> tf.Tensor:

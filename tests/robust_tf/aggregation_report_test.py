@@ -35,6 +35,36 @@ def test_measure_counts_rows_with_a_weight():
   np.testing.assert_allclose(found, [1, 1, 0.5])
 
 
+@pytest.mark.parametrize("count", [1, 3, 7, 49, 100])
+def test_equal_weights_count_as_many_rows(count):
+  weights = np.zeros(100)
+  weights[:count] = 1 / count
+  rows, result = tf.ones([100, 1]), tf.ones([1])
+  assert measure(rows, result, tf.constant(weights))[0] == count
+  weights = tf.constant(weights, tf.float32)
+  assert measure(rows, result, weights)[0] == count
+
+
+def test_unequal_weights_count_as_the_effective_number_of_rows():
+  weights = tf.constant([0.5, 0.25, 0.25, 0.0], tf.float64)
+  found = measure(tf.ones([4, 1]), tf.ones([1]), weights)
+  np.testing.assert_allclose(found[0], 8 / 3, rtol=1e-6)
+
+
+def test_attackers_far_away_hardly_count_for_the_geometric_median():
+  rows = np.random.default_rng(0).normal(size=(15, 40))
+  rows[:6] *= 1e6
+  weights = aggregators.WEIGHTS[aggregators.geometric_median](rows)
+  found = measure(tf.constant(rows), tf.zeros([40], tf.float64), weights)
+  assert 8.5 < found[0] < 9.01  # nine are honest
+
+
+def test_measure_of_weights_of_no_finite_row_is_zero():
+  rows = tf.constant([[np.nan], [np.inf]])
+  weights = aggregators.WEIGHTS[aggregators.geometric_median](rows)
+  assert measure(rows, tf.constant([0.0]), weights)[0] == 0
+
+
 def test_measure_of_no_finite_row_is_finite():
   rows = tf.constant([[np.nan, 1.0], [np.inf, 1.0]])
   found = measure(rows, tf.constant([3.0, 4.0]), None)

@@ -63,6 +63,19 @@ def test_list_of_gradients_is_one_vector(rule):
 
 
 @each_rule
+def test_list_of_flat_updates_is_the_matrix_of_them(rule):
+  q = rule.max_byzantine(7) // 2
+  v = contracts.gradients(8, n=7, d=5).astype(np.float32)
+  expected = rule.bind(q)(v)
+  arrays = rule.bind(q)(list(v))
+  assert isinstance(arrays, np.ndarray) and arrays.shape == (5,)
+  assert_close(arrays, expected)
+  tensors = rule.bind(q)(tuple(map(tf.constant, v)))
+  assert isinstance(tensors, tf.Tensor) and tensors.shape == (5,)
+  assert_close(tensors, expected)
+
+
+@each_rule
 def test_list_of_arrays_gives_arrays(rule):
   q = rule.max_byzantine(7)
   v = contracts.gradients(5, n=7, d=SIZE)

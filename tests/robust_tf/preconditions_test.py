@@ -87,10 +87,26 @@ def test_workers_of_other_numbers_of_variables_are_refused(rule):
     rule.bind(0)(updates)
 
 
+@pytest.mark.parametrize(
+  ("updates", "worker"),
+  [
+    ([tf.ones((3, 2))] * 11, 0),
+    ([tf.ones(())] * 11, 0),
+    ([[tf.ones(3)]] * 10 + [tf.ones(3)], 10),
+  ],
+)
 @each_rule
-def test_list_of_flat_updates_is_refused(rule):
-  with pytest.raises(TypeError, match="worker 0"):
-    rule.bind(0)([tf.ones(3)] * 11)
+def test_list_of_neither_flat_updates_nor_lists_is_refused(
+  rule, updates, worker
+):
+  with pytest.raises(TypeError, match=f"worker {worker} .* one tensor .d. per"):
+    rule.bind(0)(updates)
+
+
+@each_rule
+def test_flat_updates_of_other_lengths_are_refused(rule):
+  with pytest.raises(ValueError, match="worker 7"):
+    rule.bind(0)([tf.ones(4 if i == 7 else 3) for i in range(11)])
 
 
 @pytest.mark.parametrize("num_selected", [0, -1, 7])
