@@ -93,6 +93,20 @@ def all_rows(
   return packed[0] if len(packed) == 1 else tf.concat(packed, axis=0)
 
 
+def all_flags(flags: Sequence[tf.Tensor]) -> tf.Tensor:
+  """Returns a bool of every replica, `[n]`, the same in every process.
+
+  To be called inside `once`.
+
+  Args:
+    flags: a bool scalar of each replica of this process.
+  """
+  if compatibility.strategy_kind() is not StrategyKind.MULTI_WORKER:
+    return tf.stack(flags)
+  rows = [tf.cast(flag, tf.int32)[tf.newaxis] for flag in flags]
+  return tf.cast(_gathered(rows, 1), tf.bool)
+
+
 def _distributed(values: Sequence[tf.Tensor]):
   """Returns a tensor of each replica of this process as one value."""
   given = iter(values)

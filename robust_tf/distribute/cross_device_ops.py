@@ -16,11 +16,11 @@ a custom training loop reduces by itself are reduced as
 same numbers, and has more: several processes, Zeno, gradient accumulation,
 clipping for each worker before the rule.
 
-A replica that gets no rows of a batch has a gradient of zeros, which is what
-an honest worker can have too and cannot be told from it: drop the remainder
-of the data, or choose a batch size that the replicas divide. Under
-`LossScaleOptimizer` Keras leaves out a step in which the gradients of replica
-0, before they come here, are not finite.
+In `fit` and `train_on_batch` a replica that gets no examples of a batch has no
+vote, as with `RobustOptimizer`. In a training loop of your own it cannot be
+told from others: drop the remainder of the data, or choose a batch size that
+the replicas divide. Under `LossScaleOptimizer` Keras leaves out a step in which
+the gradients of replica 0, before they come here, are not finite.
 """
 
 from collections.abc import Callable
@@ -32,6 +32,8 @@ from robust_tf import aggregators
 from robust_tf.attacks.byzantine import Byzantine
 from robust_tf.distribute import compatibility
 from robust_tf.distribute.compatibility import StrategyKind
+from robust_tf.distribute.hooks import batch_examples
+from robust_tf.optimizers import absent_workers
 from robust_tf.optimizers.aggregation import Aggregation
 from robust_tf.optimizers.rule_config import rule_and_parameters
 from robust_tf.ordered_sum import ordered_sum
@@ -77,6 +79,8 @@ class RobustCrossDeviceOps(tf.distribute.ReductionToOneDevice):
         " ops do not have: use RobustOptimizer with a ValidationLoss"
       )
     compatibility.tag_gradients()
+    batch_examples.let_optimizers_see_examples()
+    self.sees_examples = True
     self.aggregator = aggregator
     self.byzantine = byzantine
     # As in RobustOptimizer, for the sum of gradients that were divided by n.
@@ -115,11 +119,13 @@ class RobustCrossDeviceOps(tf.distribute.ReductionToOneDevice):
         reduce_op, value_destination_pairs, options
       )
     variables = [variable for _, variable in value_destination_pairs]
+    gradients = _dense_updates(value_destination_pairs)
     with tf.device(variables[0].device):
       aggregate = self._aggregation(
-        _dense_updates(value_destination_pairs),
+        gradients,
         variables,
         step=tf.convert_to_tensor(optimizer.iterations),
+        votes=absent_workers.votes(self.aggregator, gradients),
         loss=None,
         learning_rate=None,
       )

@@ -14,6 +14,7 @@ from robust_tf.attacks.byzantine import Byzantine
 from robust_tf.distribute import compatibility
 from robust_tf.distribute.compatibility import StrategyKind
 from robust_tf.distribute.packing import unpack
+from robust_tf.optimizers.absent_workers import rule_of_voters
 from robust_tf.optimizers.requirements import checked_result
 from robust_tf.optimizers.rule_config import rule_and_parameters
 from robust_tf.optimizers.step_report import measure
@@ -50,6 +51,7 @@ class Aggregation:
     gradients: Gradients,
     variables: Sequence,
     step: tf.Tensor,
+    votes: Sequence[tf.Tensor] | None,
     loss: Callable | None,
     learning_rate: tf.Tensor | None,
   ) -> list[tf.Tensor]:
@@ -59,29 +61,43 @@ class Aggregation:
       gradients: of each replica of this process, one tensor a variable.
       variables: the variables.
       step: the number of aggregations before this one.
+      votes: whether each replica of this process has a vote; None where all
+        have one.
       loss: the loss after a step, one tensor a variable, for Zeno.
       learning_rate: the learning rate, for Zeno.
     """
-    if self._takes_variables():
-      if self._rule is not aggregators.zeno:
-        return self._of_scaled(gradients)
-      arguments = {"loss": loss, "learning_rate": learning_rate}
-      return self._of(self._own(gradients), arguments)
-    gradients = self._own(gradients)
     like = [
       tf.TensorSpec(variable.shape, gradient.dtype)
       for variable, gradient in zip(variables, gradients[0], strict=True)
     ]
-    rows = communication.all_rows(gradients, self.workers_per_replica or 1)
-    if self.byzantine is not None:
-      rows = self.byzantine(rows, step)
-    arguments = {}
-    if self._rule is aggregators.zeno:
-      arguments = {
-        "loss": lambda move: loss(unpack(move, like)),
+
+    def arguments(to_variables: Callable) -> Mapping[str, Any]:
+      if self._rule is not aggregators.zeno:
+        return {}
+      return {
+        "loss": lambda move: loss(to_variables(move)),
         "learning_rate": learning_rate,
       }
-    return unpack(self._of(rows, arguments), like)
+
+    def rows() -> tf.Tensor:
+      values = communication.all_rows(
+        self._own(gradients), self.workers_per_replica or 1
+      )
+      return values if self.byzantine is None else self.byzantine(values, step)
+
+    def of_rows(values: tf.Tensor) -> list[tf.Tensor]:
+      return unpack(
+        self._of(values, arguments(lambda move: unpack(move, like))), like
+      )
+
+    def of_all() -> list[tf.Tensor]:
+      if self._takes_variables():
+        return self._of_variables(gradients, arguments(lambda move: move))
+      return of_rows(rows())
+
+    if votes is None:
+      return of_all()
+    return rule_of_voters(votes, of_all, rows, of_rows, like=gradients[0])
 
   @property
   def _rule(self) -> Callable:
@@ -118,14 +134,16 @@ class Aggregation:
       self.report.add(measure(updates, result, weights, scale))
     return result
 
-  def _of_scaled(self, gradients: Gradients) -> list[tf.Tensor]:
-    """Returns the rule of all gradients, by a rule that is scale-equivariant.
+  def _of_variables(
+    self, gradients: Gradients, arguments: Mapping[str, Any]
+  ) -> list[tf.Tensor]:
+    """Returns the rule of gradients that have not been copied to rows.
 
-    As all are but Zeno. One multiplication of the aggregate costs less than
-    one of every row, unless clipping needs these.
+    All rules but Zeno are scale-equivariant: one multiplication of the
+    aggregate costs less than one of every row, unless clipping needs these.
     """
-    if self.clip is not None:
-      return self._of(self._own(gradients), {})
+    if self._rule is aggregators.zeno or self.clip is not None:
+      return self._of(self._own(gradients), arguments)
     scale = tf.distribute.get_strategy().num_replicas_in_sync
     return [value * scale for value in self._of(gradients, {}, scale)]
 

@@ -14,17 +14,20 @@ import tensorflow as tf
 def finite_workers(
   gradients: Sequence[tf.Tensor | tf.IndexedSlices | None],
   workers_per_replica: int | None,
-) -> tf.Tensor:
-  """Returns how many workers of all replicas have finite gradients.
+  counts: tf.Tensor | None = None,
+) -> tuple[tf.Tensor, tf.Tensor]:
+  """Returns how many workers have finite gradients, and of how many.
 
-  To be called on each replica; it costs one number in an all-reduce.
+  To be called on each replica; it costs two numbers in an all-reduce.
 
   Args:
     gradients: of this replica, one a variable; None where there is none.
     workers_per_replica: None, or the length of their leading axis.
+    counts: bool scalar, whether the workers of this replica are counted at
+      all; None where those of all replicas are.
 
   Returns:
-    A float32 scalar, the same on all replicas.
+    Two float32 scalars, the same on all replicas.
   """
   rows = workers_per_replica or 1
   finite = tf.ones([rows], tf.bool)
@@ -34,8 +37,10 @@ def finite_workers(
         gradient = gradient.values
       of_rows = tf.reshape(tf.math.is_finite(gradient), [rows, -1])
       finite &= tf.reduce_all(of_rows, axis=1)
-  count = tf.reduce_sum(tf.cast(finite, tf.float32))
-  if not tf.distribute.has_strategy():
-    return count
-  context = tf.distribute.get_replica_context()
-  return context.all_reduce(tf.distribute.ReduceOp.SUM, count)
+  sums = tf.stack([tf.reduce_sum(tf.cast(finite, tf.float32)), rows])
+  if counts is not None:
+    sums *= tf.cast(counts, sums.dtype)
+  if tf.distribute.has_strategy():
+    context = tf.distribute.get_replica_context()
+    sums = context.all_reduce(tf.distribute.ReduceOp.SUM, sums)
+  return sums[0], sums[1]

@@ -20,6 +20,7 @@ from absl import logging
 from robust_tf import communication
 from robust_tf.communication import Workers
 from robust_tf.distribute import compatibility
+from robust_tf.distribute.hooks import batch_examples
 from robust_tf.distribute.packing import densified
 from robust_tf.optimizers import requirements
 from robust_tf.optimizers.clipping import clipping
@@ -37,6 +38,11 @@ LIKE_MODEL = "like_model"
 
 class LocalModelOptimizer(keras.optimizers.Optimizer, abc.ABC):
   """Updates each worker's model by its own gradients, as a subclass says.
+
+  A batch with fewer examples than replicas leaves some replicas without any. In
+  `fit` and `train_on_batch` the gradient of these is zero, whatever a
+  regularizer or a normalisation makes of no examples, so that a short batch
+  weighs less, as it does in Keras.
 
   Attributes:
     workers_per_replica: None, or the length of the gradients' leading axis.
@@ -95,6 +101,9 @@ class LocalModelOptimizer(keras.optimizers.Optimizer, abc.ABC):
     self._models_are_live = False
     compatibility.let_optimizers_add_callbacks()
     compatibility.let_optimizers_judge_gradients()
+    batch_examples.let_optimizers_see_examples()
+    # `VectorizedWorkers` gives every worker examples.
+    self.sees_examples = workers_per_replica is None
 
   @property
   @abc.abstractmethod
@@ -279,8 +288,12 @@ class LocalModelOptimizer(keras.optimizers.Optimizer, abc.ABC):
     Args:
       gradients: of this replica, unscaled.
     """
-    count = finite_workers(gradients, self.workers_per_replica)
-    return tf.equal(count, self.num_workers)
+    finite, count = finite_workers(
+      gradients,
+      self.workers_per_replica,
+      batch_examples.replica_has_examples(),
+    )
+    return tf.equal(finite, count)
 
   # AutoGraph, in a loop of one's own, has nothing to convert here.
   @tf.autograph.experimental.do_not_convert
@@ -303,12 +316,15 @@ class LocalModelOptimizer(keras.optimizers.Optimizer, abc.ABC):
       self.build(list(trainable_variables))
     self._check_same_variables(grads, trainable_variables)
     variables = self._trainable_variables
+    has_examples = batch_examples.replica_has_examples()
     gradients = []
     for k in self._present:
       gradient = densified(grads[k], variables[k])
       requirements.check_gradient(
         gradient, variables[k], self.workers_per_replica
       )
+      if has_examples is not None:
+        gradient = tf.where(has_examples, gradient, tf.zeros_like(gradient))
       gradients.append(gradient)
     communication.once(lambda *merged: self._step(merged), *gradients)
     self._iterations.assign_add(1)

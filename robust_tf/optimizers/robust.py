@@ -31,14 +31,17 @@ from robust_tf import aggregators
 from robust_tf import communication
 from robust_tf.attacks.byzantine import Byzantine
 from robust_tf.distribute import compatibility
+from robust_tf.distribute.hooks import batch_examples
 from robust_tf.distribute.packing import densified
 from robust_tf.distribute.validation_loss import NoValidationLoss
 from robust_tf.distribute.validation_loss import ValidationLoss
+from robust_tf.optimizers import absent_workers
 from robust_tf.optimizers import requirements
 from robust_tf.optimizers import rule_config
 from robust_tf.optimizers.aggregation import Aggregation
 from robust_tf.optimizers.clipping import clipping
 from robust_tf.optimizers.finite_workers import finite_workers
+from robust_tf.optimizers.gradient_sums import GradientSums
 from robust_tf.optimizers.step_report import StepReport
 
 
@@ -54,9 +57,14 @@ class RobustOptimizer(keras.optimizers.Optimizer):
 
   Workers are the strategy's replicas. With `workers_per_replica=m` each replica
   computes the gradients of m workers, along a leading axis of every gradient,
-  as `VectorizedWorkers` does. A replica that gets no rows of a batch sends
-  zeros, which no rule can tell from honest ones: drop the remainder of the
-  data, or choose a batch size that divides.
+  as `VectorizedWorkers` does.
+
+  A batch with fewer examples than replicas leaves some replicas without any. In
+  `fit` and `train_on_batch` these have no vote: the rule is that of the others,
+  and where they are too few for it the gradient is zero, and a warning says so.
+  The mean counts them, as Keras does, so that a short batch weighs less. In
+  a training loop of your own they cannot be told from others: drop the
+  remainder of the data, or choose a batch size that divides.
 
   Under mixed_float16 `compile` puts a `LossScaleOptimizer` around this one,
   and rows are unscaled. A step is left out, and the scale lowered, where half
@@ -145,11 +153,14 @@ class RobustOptimizer(keras.optimizers.Optimizer):
     self.validation_loss = validation_loss
     self.workers_per_replica = workers_per_replica
     self.report = StepReport() if report else None
+    # `VectorizedWorkers` gives every worker examples.
+    self.sees_examples = workers_per_replica is None
     self._clip = clipping(clipnorm, clipvalue, global_clipnorm)
     self._accumulation_steps = gradient_accumulation_steps
-    self._accumulators = []
+    self._sums = None
     self._strategy = tf.distribute.get_strategy()
     compatibility.let_optimizers_judge_gradients()
+    batch_examples.let_optimizers_see_examples()
     requirements.check_byzantine(byzantine, self.num_workers)
     # One worker is refused when it trains: a model that many workers trained
     # is loaded and used on one.
@@ -169,26 +180,10 @@ class RobustOptimizer(keras.optimizers.Optimizer):
       requirements.check_inner(part)
       compatibility.without_gradient_reduction(part)
     if self._accumulation_steps is not None:
-      self._accumulators = [
-        self._accumulators_of(replica, device, variables)
-        for replica, device in enumerate(communication.replica_devices())
-      ]
+      self._sums = GradientSums(
+        self.add_variable, variables, self.workers_per_replica
+      )
     super().build(variables)
-
-  def _accumulators_of(self, replica, device, variables) -> list:
-    """Returns a variable on one replica's device for each of its gradients."""
-    rows = (
-      [] if self.workers_per_replica is None else [self.workers_per_replica]
-    )
-    with communication.variables_on(device):
-      return [
-        self.add_variable(
-          shape=[*rows, *variable.shape],
-          dtype=variable.dtype,
-          name=f"gradient_accumulator_{replica}",
-        )
-        for variable in variables
-      ]
 
   def apply(self, grads, trainable_variables=None):
     """Aggregates the workers' gradients, and applies the aggregate.
@@ -228,11 +223,13 @@ class RobustOptimizer(keras.optimizers.Optimizer):
     Args:
       gradients: of this replica, unscaled.
     """
-    rule, _ = rule_config.rule_and_parameters(self.aggregator)
-    count = finite_workers(gradients, self.workers_per_replica)
-    if rule is aggregators.mean:
-      return tf.equal(count, self.num_workers)
-    return 2 * count > self.num_workers
+    counts_all = absent_workers.counts_all(self.aggregator)
+    finite, count = finite_workers(
+      gradients,
+      self.workers_per_replica,
+      None if counts_all else batch_examples.replica_has_examples(),
+    )
+    return tf.equal(finite, count) if counts_all else 2 * finite > count
 
   def _own_gradient(self, gradient, variable) -> tf.Tensor:
     """Returns a replica's gradient of its scaled loss, as a tensor."""
@@ -250,26 +247,25 @@ class RobustOptimizer(keras.optimizers.Optimizer):
     """
     requirements.check_not_compiled()
     gradients = communication.local_values(merged)
-    if self._accumulation_steps is None:
-      self._update(gradients, present, variables)
+    votes = None
+    if self.sees_examples:
+      votes = absent_workers.votes(self.aggregator, gradients)
+    if self._sums is None:
+      self._update(gradients, votes, present, variables)
       return
     indices = [self._get_variable_index(variables[k]) for k in present]
-    sums = [[replica[i] for i in indices] for replica in self._accumulators]
-    for accumulators, values in zip(sums, gradients, strict=True):
-      for accumulator, value in zip(accumulators, values, strict=True):
-        accumulator.assign_add(value)
-    steps = self._accumulation_steps
+    self._sums.add(gradients, votes, indices)
 
     def update():
-      means = [[v.value / steps for v in replica] for replica in sums]
-      self._update(means, present, variables)
-      for accumulator in [v for replica in sums for v in replica]:
-        accumulator.assign(tf.zeros_like(accumulator))
+      votes_so_far = None if votes is None else self._sums.votes()
+      self._update(self._sums.means(indices), votes_so_far, present, variables)
+      self._sums.reset(indices)
 
+    steps = self._accumulation_steps
     # Around what the replicas do together, never inside one of them.
     tf.cond((self._iterations + 1) % steps == 0, update, lambda: None)
 
-  def _update(self, gradients, present, variables) -> None:
+  def _update(self, gradients, votes, present, variables) -> None:
     """Aggregates gradients and applies the aggregate; outside the replicas."""
     moved = [variables[k] for k in present]
     aggregation = Aggregation(
@@ -288,6 +284,7 @@ class RobustOptimizer(keras.optimizers.Optimizer):
         gradients,
         moved,
         step=tf.convert_to_tensor(self.iterations),
+        votes=votes,
         loss=loss,
         learning_rate=learning_rate,
       )

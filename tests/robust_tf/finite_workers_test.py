@@ -19,18 +19,18 @@ def gradients(*bad):
   [((), 4), ([(1, np.nan)], 3), ([(0, np.inf), (3, -np.inf)], 2)],
 )
 def test_each_worker_with_finite_gradients_counts(bad, count):
-  assert finite_workers(gradients(*bad), 4) == count
+  assert finite_workers(gradients(*bad), 4) == (count, 4)
 
 
 def test_sparse_gradient_of_one_worker_counts_by_its_values():
   def of(value):
     return tf.IndexedSlices([[1.0], [value]], [0, 2], [4, 1])
 
-  assert finite_workers([of(1.0)], None) == 1
-  assert finite_workers([of(np.nan)], None) == 0
+  assert finite_workers([of(1.0)], None) == (1, 1)
+  assert finite_workers([of(np.nan)], None) == (0, 1)
 
 
-def test_workers_of_all_replicas_count():
+def test_workers_of_all_replicas_count_that_have_examples():
   strategy = tf.distribute.MirroredStrategy(
     ["CPU:0", "CPU:1", "CPU:2"],
     cross_device_ops=tf.distribute.ReductionToOneDevice(),
@@ -40,9 +40,18 @@ def test_workers_of_all_replicas_count():
   def counts():
     def on_replica():
       context = tf.distribute.get_replica_context()
-      value = tf.where(context.replica_id_in_sync_group == 1, np.nan, 1.0)
-      return finite_workers([value * tf.ones([2])], None)
+      replica = context.replica_id_in_sync_group
+      gradients = [tf.where(replica == 1, np.nan, 1.0) * tf.ones([2])]
+      return (
+        finite_workers(gradients, None),
+        finite_workers(gradients, None, replica > 0),
+      )
 
-    return strategy.experimental_local_results(strategy.run(on_replica))
+    return [
+      strategy.experimental_local_results(count)
+      for pair in strategy.run(on_replica)
+      for count in pair
+    ]
 
-  assert [int(x) for x in counts()] == [2, 2, 2]
+  found = [[int(x) for x in count] for count in counts()]
+  assert found == [[2] * 3, [3] * 3, [1] * 3, [2] * 3]

@@ -59,6 +59,35 @@ def test_ways_to_run_steps_give_the_same(how, plain):
   assert_close(model, plain)
 
 
+def test_worker_without_examples_takes_a_step_of_zero():
+  def regularized():
+    return keras.Sequential(
+      [
+        keras.layers.Input((3,)),
+        keras.layers.Dense(
+          2,
+          use_bias=False,
+          kernel_initializer="ones",
+          kernel_regularizer=keras.regularizers.L2(0.05),
+        ),
+      ]
+    )
+
+  x, y = (part[: BATCH + 2] for part in data())
+  make = OPTIMIZERS["local_sgd"]
+  model = compiled(lambda: make(momentum=0.0), regularized)
+  fit(model, x_and_y=(x, y))
+  batches = [np.arange(BATCH).reshape(4, 2), [[BATCH], [BATCH + 1], [], []]]
+  for worker, (found,) in enumerate(optimizer_of(model).local_models()):
+    kernel = np.ones((3, 2))
+    for rows in (batch[worker] for batch in batches):
+      if len(rows):
+        errors = x[rows] @ kernel - y[rows]
+        gradient = x[rows].T @ errors * 2 / errors.size + 0.1 * kernel
+        kernel = kernel - 0.1 * gradient
+    np.testing.assert_allclose(found, kernel, atol=1e-6)
+
+
 def policy(name, make=network):
   """Returns what makes a model in mixed precision."""
 

@@ -4,13 +4,16 @@ import functools
 
 import numpy as np
 import pytest
+from absl import logging
 
 from tests.tensorflow_setup import tf  # isort: skip
 import keras
 
 from robust_tf import aggregators
 from robust_tf import attacks
+from robust_tf import RobustCrossDeviceOps
 from robust_tf.attacks import Byzantine
+from robust_tf.optimizers import absent_workers
 from tests.robust_tf import replicas
 from tests.robust_tf.mirrored_fits import adam
 from tests.robust_tf.mirrored_fits import assert_close
@@ -23,6 +26,8 @@ from tests.robust_tf.mirrored_fits import NUM_STEPS
 from tests.robust_tf.mirrored_fits import replicas_agree
 from tests.robust_tf.mirrored_fits import robust
 from tests.robust_tf.mirrored_fits import sgd
+from tests.robust_tf.mirrored_fits import TRIMMED
+from tests.tensorflow_setup import DEVICES
 
 
 @pytest.mark.parametrize(
@@ -94,6 +99,137 @@ def test_fit_equals_a_replay_in_numpy(kwargs, aggregate, accumulate):
     model.get_weights()[0], replay(aggregate, 4, accumulate), atol=1e-6
   )
   replicas_agree(model)
+
+
+def regularized():
+  return keras.Sequential(
+    [
+      keras.layers.Input((3,)),
+      keras.layers.Dense(
+        2,
+        use_bias=False,
+        kernel_initializer="zeros",
+        kernel_regularizer=keras.regularizers.L2(0.05),
+      ),
+    ]
+  )
+
+
+def replay_short_batch(x, y, accumulate):
+  """Returns the kernel of `regularized` after SGD with the median.
+
+  Of batches of 16 on four workers; the last two examples are those of two.
+  """
+  kernel = np.zeros((3, 2))
+  batches = [[range(i, i + 4) for i in range(0, 16, 4)], [[16], [17], [], []]]
+  sums, steps = np.zeros((4, 3, 2)), np.zeros(4)
+  for batch in batches:
+    for worker, rows in enumerate(batch):
+      if len(rows):
+        errors = x[rows] @ kernel - y[rows]
+        sums[worker] += x[rows].T @ errors * 2 / errors.size + 0.1 * kernel
+        steps[worker] += 1
+    if batch is batches[-1] or not accumulate:
+      means = [sums[i] / steps[i] for i in range(4) if steps[i]]
+      kernel = kernel - 0.1 * np.median(means, axis=0)
+      sums[:], steps[:] = 0, 0
+  return kernel
+
+
+def short_batch(seed=0):
+  x, y = (part[:18] for part in data(seed))
+  # Two examples that agree: the median with two zeros is half as long.
+  x[17], y[17] = x[16], y[16]
+  return x, y
+
+
+MEDIAN = robust(sgd, aggregators.median)
+
+
+@pytest.mark.parametrize(
+  ("optimizer", "how", "accumulate"),
+  [
+    (MEDIAN, {"steps_per_execution": 2}, False),
+    (lambda: keras.optimizers.LossScaleOptimizer(MEDIAN(), 2.0), {}, False),
+    (robust(sgd, aggregators.median, gradient_accumulation_steps=2), {}, True),
+    (sgd, {}, False),
+  ],
+  ids=["steps per execution", "loss scale", "accumulation", "cross-device ops"],
+)
+def test_worker_without_examples_has_no_vote(optimizer, how, accumulate):
+  strategy = replicas.mirrored(4)
+  if optimizer is sgd:
+    strategy = tf.distribute.MirroredStrategy(
+      DEVICES, cross_device_ops=RobustCrossDeviceOps(aggregators.median)
+    )
+  x, y = short_batch()
+  with strategy.scope():
+    model = regularized()
+    model.compile(optimizer(), "mse", **how)
+  model.fit(x, y, batch_size=16, shuffle=False, verbose=0)
+  np.testing.assert_allclose(
+    model.get_weights()[0], replay_short_batch(x, y, accumulate), atol=1e-6
+  )
+  replicas_agree(model)
+
+
+def test_mean_counts_workers_without_examples_as_keras_does():
+  x_and_y = short_batch()
+  trained = [
+    compiled(make, regularized) for make in (sgd, robust(sgd, aggregators.mean))
+  ]
+  for model in trained:
+    fit(model, x_and_y=x_and_y)
+  assert_close(*trained)
+
+
+@pytest.mark.parametrize(
+  ("rule", "workers", "expected"),
+  [
+    (aggregators.median, (True, False, True, True), 3.0),
+    (aggregators.median, (False, False, True, True), 3.5),
+    (TRIMMED, (True, False, True, True), 3.0),
+    (TRIMMED, (True, False, False, True), 0.0),
+    (TRIMMED, (False, False, False, False), 0.0),
+  ],
+)
+def test_rule_is_that_of_the_voters_or_zero(rule, workers, expected):
+  rows = tf.constant([[1.0], [np.nan], [3.0], [4.0]])
+  found = absent_workers.rule_of_voters(
+    [tf.constant(has) for has in workers],
+    rule_of_all=lambda: [rule(rows)],
+    all_rows=lambda: rows,
+    rule_of_rows=lambda rows: [rule(rows)],
+    like=[rows[0]],
+  )
+  np.testing.assert_allclose(found, [[expected]])
+
+
+def test_warning_says_once_that_too_few_workers_have_examples(caplog):
+  rule = functools.partial(aggregators.trimmed_mean, trim=1)
+  rows = tf.ones([5, 2])
+
+  @tf.function
+  def step(flags):
+    return absent_workers.rule_of_voters(
+      tf.unstack(flags),
+      rule_of_all=lambda: [rule(rows)],
+      all_rows=lambda: rows,
+      rule_of_rows=lambda rows: [rule(rows)],
+      like=[rows[0]],
+    )
+
+  logging.get_absl_logger().propagate = True
+  enough = tf.constant([True, True, True, False, False])
+  with caplog.at_level("WARNING"):
+    step(enough)
+    assert not caplog.messages
+    for _ in range(2):
+      step(enough & [True, True, False, False, False])
+  (message,) = caplog.messages
+  assert "examples for 2 of 5 workers" in message
+  assert "trim=1 needs at least 3 updates, got 2" in message
+  assert "drop the remainder" in message
 
 
 def embedding():

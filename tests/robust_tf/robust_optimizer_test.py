@@ -4,6 +4,7 @@ import functools
 
 import numpy as np
 import pytest
+from absl import logging
 
 from tests.tensorflow_setup import tf  # isort: skip
 import keras
@@ -12,6 +13,7 @@ from robust_tf import aggregators
 from robust_tf import attacks
 from robust_tf import RobustOptimizer
 from robust_tf.attacks import Byzantine
+from robust_tf.optimizers import absent_workers
 from tests.robust_tf import replicas
 from tests.robust_tf.replicas import Problem
 
@@ -238,6 +240,22 @@ def test_variable_without_gradient_stays(layout):
   check(found.values(), [np.zeros(2), -LEARNING_RATE * trimmed(gradient[0])])
 
 
+def test_loop_of_ones_own_warns_once_of_zeros_that_are_counted(caplog):
+  found = problem(aggregators.median, (4, None), shapes=((2,),))
+  absent_workers.warn_once.cache_clear()
+  logging.get_absl_logger().propagate = True
+  gradients = np.ones((4, 2), np.float32)
+  with caplog.at_level("WARNING"):
+    found.step([gradients])
+    assert not caplog.messages
+    gradients[1:] = 0
+    for _ in range(2):
+      found.step([gradients])
+  (message,) = caplog.messages
+  assert "gradient is exactly zero, and the rule counts it" in message
+  check(found.values(), [[-LEARNING_RATE] * 2])
+
+
 def test_no_gradient_at_all_is_an_error():
   found = problem(aggregators.mean, (None, 2))
   with pytest.raises(ValueError, match="No gradients provided"):
@@ -397,9 +415,9 @@ def test_variables_and_weights_are_those_of_both_optimizers():
   ]
   gradients = replicas.random_gradients(3, 4, SHAPES)
   made[0].steps(gradients)
-  # One count, 4 x 2 accumulators; Adam's count and rate, 2 x 2 moments.
+  # One count, 4 x 2 sums with 4 counts; Adam's count and rate, 2 x 2 moments.
   weights = [v.numpy() for v in made[0].optimizer.variables]
-  assert len(weights) == 1 + 8 + 2 + 4
+  assert len(weights) == 1 + 8 + 4 + 2 + 4
   made[1].optimizer.set_weights(weights)
   for variable, other in zip(made[1].variables, made[0].variables, strict=True):
     variable.assign(other.numpy())

@@ -48,6 +48,10 @@ CASES = {
     ),
     None,
   ),
+  "short_batches": (
+    lambda model: RobustOptimizer(_sgd(), aggregators.median),
+    None,
+  ),
   "vectorized": (
     lambda model: RobustOptimizer(
       _sgd(),
@@ -89,7 +93,7 @@ def train(case: str, strategy, dataset) -> list[np.ndarray]:
     )
     trained = model if workers is None else VectorizedWorkers(model, workers)
     trained.compile(make_optimizer(model), "mse")
-  trained.fit(dataset, steps_per_epoch=NUM_STEPS, shuffle=False, verbose=0)
+  trained.fit(dataset, shuffle=False, verbose=0)
   return model.get_weights()
 
 
@@ -105,12 +109,32 @@ def _own_batches(strategy, process: int):
   return strategy.distribute_datasets_from_function(lambda context: dataset)
 
 
+def batches(case: str) -> tf.data.Dataset:
+  """Returns the batches of a case, each of both processes."""
+  if case != "short_batches":
+    return tf.data.Dataset.from_tensor_slices(draw(0, NUM_STEPS * BATCH)).batch(
+      BATCH
+    )
+  # The last batch has an example for one of two workers.
+  dataset = tf.data.Dataset.from_tensor_slices(draw(0, 9)).batch(4)
+  options = tf.data.Options()
+  options.experimental_distribute.auto_shard_policy = (
+    tf.data.experimental.AutoShardPolicy.DATA
+  )
+  return dataset.with_options(options)
+
+
 def main(directory: str) -> None:
   """Trains every case as one process of two."""
   process = json.loads(os.environ["TF_CONFIG"])["task"]["index"]
   strategy = tf.distribute.MultiWorkerMirroredStrategy()
   for case in CASES:
-    weights = train(case, strategy, _own_batches(strategy, process))
+    dataset = (
+      batches(case)
+      if case == "short_batches"
+      else _own_batches(strategy, process)
+    )
+    weights = train(case, strategy, dataset)
     np.savez(pathlib.Path(directory) / f"{case}_{process}.npz", *weights)
 
 

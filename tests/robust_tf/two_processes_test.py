@@ -7,8 +7,6 @@ import sys
 import numpy as np
 import pytest
 
-from tests.tensorflow_setup import tf  # isort: skip
-
 from tests.robust_tf import replicas
 from tests.robust_tf import two_processes
 from tests.robust_tf.server_network import server_network
@@ -48,9 +46,9 @@ def directory(tmp_path_factory):
 
 @pytest.mark.parametrize("case", two_processes.CASES)
 def test_two_processes_are_two_replicas_of_one(case, directory):
-  data = two_processes.draw(0, two_processes.NUM_STEPS * two_processes.BATCH)
-  batches = tf.data.Dataset.from_tensor_slices(data).batch(two_processes.BATCH)
-  expected = two_processes.train(case, replicas.mirrored(2), batches)
+  expected = two_processes.train(
+    case, replicas.mirrored(2), two_processes.batches(case)
+  )
   found = [
     list(np.load(directory / f"{case}_{process}.npz").values())
     for process in range(two_processes.NUM_PROCESSES)

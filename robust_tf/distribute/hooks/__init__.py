@@ -1,0 +1,1 @@
+"""Private hooks into TensorFlow and Keras, one a file."""
