@@ -234,7 +234,9 @@ def tag_gradients() -> None:
   """Makes Keras say which reductions are of gradients, to ops that ask.
 
   Those are the ones with `check_optimizer(optimizer)`, which is called when an
-  optimizer is to apply gradients, before it does anything with them.
+  optimizer is to apply gradients, before it does anything with them. What the
+  optimizer then applies is the reduced gradient as one machine would have it:
+  clipped as a whole, and with one row for each row of an embedding.
   `keras.optimizers.Optimizer` is changed for the whole process; under a
   strategy with any other ops it does what it did.
   """
@@ -246,6 +248,12 @@ def tag_gradients() -> None:
     checked_type.apply = _checking(checked_type.apply)
   # Keras 3.15: `apply` accumulates, clips and decays, and then calls it once.
   stock_reduce = optimizer_type._all_reduce_sum_gradients
+  stock_clip = optimizer_type._clip_gradients
+
+  def clip_gradients(self, grads):
+    if not _asks_for_gradients(tf.distribute.get_strategy()):
+      return stock_clip(self, grads)
+    return grads  # and clip what becomes of them
 
   def reduce_gradients(self, grads_and_vars):
     if not _asks_for_gradients(tf.distribute.get_strategy()):
@@ -255,12 +263,25 @@ def tag_gradients() -> None:
     reduced = tf.distribute.get_replica_context().merge_call(
       sum_gradients, args=(self, [grads_and_vars[i] for i in present])
     )
+    reduced = stock_clip(self, [_with_rows_added(x) for x in reduced])
     for i, gradient in zip(present, reduced, strict=True):
       grads_and_vars[i] = (gradient, grads_and_vars[i][1])
     return grads_and_vars
 
   reduce_gradients.tags = True
+  optimizer_type._clip_gradients = clip_gradients
   optimizer_type._all_reduce_sum_gradients = reduce_gradients
+
+
+def _with_rows_added(gradient):
+  """Returns a gradient in which no row comes twice, as each is squared."""
+  if not isinstance(gradient, tf.IndexedSlices):
+    return gradient
+  indices, positions = tf.unique(gradient.indices)
+  rows = tf.math.unsorted_segment_sum(
+    gradient.values, positions, tf.size(indices)
+  )
+  return tf.IndexedSlices(rows, indices, gradient.dense_shape)
 
 
 def _asks_for_gradients(strategy: tf.distribute.Strategy) -> bool:

@@ -14,7 +14,10 @@ Metrics, losses, the statistics of synchronised batch normalisation, and what
 a custom training loop reduces by itself are reduced as
 `tf.distribute.ReductionToOneDevice` reduces them. `RobustOptimizer` gives the
 same numbers, and has more: several processes, Zeno, gradient accumulation,
-clipping for each worker before the rule.
+clipping for each worker before the rule. As with it, an optimizer's own
+clipping acts on the aggregate, and an embedding's gradient has one row for each
+row of the embedding; `robust_tf.optimizers.robust` says where that differs from
+what Keras does by itself.
 
 In `fit` and `train_on_batch` a replica that gets no examples of a batch has no
 vote, as with `RobustOptimizer`. In a training loop of your own it cannot be
@@ -33,6 +36,7 @@ from robust_tf.attacks.byzantine import Byzantine
 from robust_tf.distribute import compatibility
 from robust_tf.distribute.compatibility import StrategyKind
 from robust_tf.distribute.hooks import batch_examples
+from robust_tf.distribute.packing import densified
 from robust_tf.optimizers import absent_workers
 from robust_tf.optimizers.aggregation import Aggregation
 from robust_tf.optimizers.rule_config import rule_and_parameters
@@ -207,9 +211,5 @@ def _dense_updates(value_destination_pairs) -> list[list[tf.Tensor]]:
 
 
 def _dense(gradient, variable) -> tf.Tensor:
-  if not isinstance(gradient, tf.IndexedSlices):
-    return tf.ensure_shape(gradient, variable.shape)
   with tf.device(gradient.device):
-    return tf.math.unsorted_segment_sum(
-      gradient.values, gradient.indices, variable.shape[0]
-    )
+    return tf.ensure_shape(densified(gradient, variable), variable.shape)

@@ -17,8 +17,14 @@ constraints work on the aggregate.
       )
 
 Keras divides each replica's loss by the number of replicas. That is undone
-first, so a row is the gradient of its worker's own mean loss, and with the
-mean as the rule the result is what Keras computes without this wrapper.
+first, so a row is the gradient of its worker's own mean loss. With the mean as
+the rule the result is what Keras computes without this wrapper, except in two
+cases, in which Keras does not apply the mean gradient as one machine would:
+
+- An inner optimizer with `clipnorm`, `clipvalue` or `global_clipnorm` clips
+  the aggregate. Keras clips each replica's share, and then sums the shares.
+- An inner optimizer that squares gradients, as Adam, squares the whole gradient
+  of an embedding's row. Keras squares what each look-up of the row adds to it.
 """
 
 from collections.abc import Callable

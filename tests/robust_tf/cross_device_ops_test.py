@@ -344,24 +344,85 @@ def test_robust_optimizer_gives_the_same_numbers(setting):
   assert history == wrapper_history
 
 
-@pytest.mark.slow
-def test_clipping_is_before_here_and_after_in_robust_optimizer():
-  # Keras clips the gradients of replicas' scaled losses, before the sum.
-  ops, _ = fit(
-    mirrored(RobustCrossDeviceOps(aggregators.median)),
-    dense_layers,
-    all_of_adam,
+def moved(make_optimizer, ops, make_gradient, shape):
+  """Returns a variable of zeros after a step with each replica's gradient."""
+  strategy = mirrored(ops)
+  with strategy.scope():
+    variable = keras.Variable(np.zeros(shape, "f4"))
+    optimizer = make_optimizer()
+
+  @tf.function
+  def step():
+    replica = tf.distribute.get_replica_context().replica_id_in_sync_group
+    optimizer.apply([make_gradient(replica)], [variable])
+
+  strategy.run(step)
+  return variable.numpy()
+
+
+def by_each_route(make_optimizer, rule, *args):
+  """Returns `moved` of both ways to a rule, and of Keras by itself."""
+  plain = tf.distribute.ReductionToOneDevice()
+  return (
+    moved(lambda: RobustOptimizer(make_optimizer(), rule), plain, *args),
+    moved(make_optimizer, RobustCrossDeviceOps(rule), *args),
+    moved(make_optimizer, plain, *args),
   )
 
-  def clipped_before():
-    inner = keras.optimizers.Adam(
-      keras.optimizers.schedules.ExponentialDecay(0.05, 2, 0.9),
-      weight_decay=0.1,
-      use_ema=True,
-    )
-    return RobustOptimizer(inner, aggregators.median, clipnorm=0.5 * N)
 
-  wrapper, _ = fit(replicas.mirrored(N), dense_layers, clipped_before)
+@pytest.mark.parametrize(
+  ("clipping", "update"),
+  [
+    # Of replicas' shares of 1 for each element, Keras leaves 0.5 a replica.
+    ({"clipnorm": 0.5}, 0.25),
+    ({"global_clipnorm": 0.5}, 0.25),
+    ({"clipvalue": 0.5}, 0.5),
+  ],
+)
+def test_optimizer_clips_the_aggregate_and_by_itself_each_replica(
+  clipping, update
+):
+  wrapper, ops, stock = by_each_route(
+    lambda: keras.optimizers.SGD(1.0, **clipping),
+    aggregators.mean,
+    lambda replica: tf.ones([4]),
+    (4,),
+  )
+  np.testing.assert_allclose(wrapper, np.full(4, -update), rtol=1e-6)
+  np.testing.assert_allclose(ops, wrapper, rtol=1e-6)
+  np.testing.assert_allclose(stock, N * wrapper, rtol=1e-6)
+
+
+@pytest.mark.parametrize("rule", [aggregators.mean, aggregators.median])
+def test_adam_squares_whole_rows_and_by_itself_each_lookup(rule):
+  # Each replica looks row 1 up once. Adam's first step is its rate times
+  # sum(g) / |sum(g)|, and where Keras squares parts sum(g) / sqrt(sum(g^2)).
+  wrapper, ops, stock = by_each_route(
+    lambda: keras.optimizers.Adam(1.0),
+    rule,
+    lambda replica: tf.IndexedSlices(
+      tf.fill([1, 2], 0.25), tf.constant([1]), tf.constant([3, 2])
+    ),
+    (3, 2),
+  )
+  row = np.float32([[0, 0], [1, 1], [0, 0]])
+  # But for Adam's epsilon of 1e-7, beside a root of 1e-3 of the squares.
+  np.testing.assert_allclose(wrapper, -row, atol=1e-4)
+  np.testing.assert_allclose(ops, wrapper, atol=1e-6)
+  np.testing.assert_allclose(stock, -np.sqrt(N) * row, atol=1e-4)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("rule", [aggregators.mean, aggregators.median])
+def test_routes_agree_where_they_differ_from_keras(rule):
+  ops, _ = fit(
+    mirrored(RobustCrossDeviceOps(rule)), with_all_kinds_of_values, all_of_adam
+  )
+  wrapper, _ = fit(
+    replicas.mirrored(N),
+    with_all_kinds_of_values,
+    lambda: RobustOptimizer(all_of_adam(), rule),
+  )
   np.testing.assert_allclose(
     flat(ops.get_weights()), flat(wrapper.get_weights()), atol=1e-6
   )
@@ -369,13 +430,9 @@ def test_clipping_is_before_here_and_after_in_robust_optimizer():
 
 def test_mean_is_what_tensorflow_computes():
   mean, history = fit(
-    mirrored(RobustCrossDeviceOps(aggregators.mean)),
-    with_all_kinds_of_values,
-    sgd,
+    mirrored(RobustCrossDeviceOps(aggregators.mean)), dense_layers, sgd
   )
-  plain, plain_history = fit(
-    replicas.mirrored(N), with_all_kinds_of_values, sgd
-  )
+  plain, plain_history = fit(replicas.mirrored(N), dense_layers, sgd)
   np.testing.assert_array_equal(
     flat(mean.get_weights()), flat(plain.get_weights())
   )
