@@ -17,7 +17,6 @@ import time
 from collections.abc import Mapping
 from collections.abc import Sequence
 
-import tensorflow as tf
 from absl import app
 from absl import flags
 
@@ -27,8 +26,9 @@ from baechi_tf.costs import analytical
 from baechi_tf.costs import inputs
 from baechi_tf.costs import measured
 from baechi_tf.costs.profile import OpCost
-from baechi_tf.graph_item import GraphItem
 from baechi_tf.graph_item import read_item
+
+_WARMUP = 3  # steps dropped
 
 # An op's class is the first of which its type contains a word.
 _CLASSES = (
@@ -140,25 +140,6 @@ def table(rows: Sequence[ClassAccuracy]) -> str:
   return "\n".join(lines)
 
 
-def step_time_ms(item: GraphItem, values, steps: int) -> float:
-  """Returns the median time of a whole step, not traced."""
-  graph = tf.Graph()
-  with graph.as_default():
-    tf.import_graph_def(item.graph_def, name="")
-  config = tf.compat.v1.ConfigProto(inter_op_parallelism_threads=1)
-  config.graph_options.rewrite_options.disable_meta_optimizer = True
-  config.graph_options.optimizer_options.opt_level = -1
-  feed_dict = {x.tensor: values[x.name] for x in item.feeds}
-  elapsed = []
-  with tf.compat.v1.Session(graph=graph, config=config) as session:
-    item.initialize(session)
-    for _ in range(steps + 3):
-      start = time.perf_counter()
-      session.run([*item.fetches, *item.targets], feed_dict)
-      elapsed.append(time.perf_counter() - start)
-  return statistics.median(elapsed[3:]) * 1e3
-
-
 def report(path: str, device_type: DeviceType) -> str:
   """Returns the comparison of one model, as Markdown."""
   item = read_item(path, signature=flags.FLAGS.signature)
@@ -168,7 +149,12 @@ def report(path: str, device_type: DeviceType) -> str:
   start = time.perf_counter()
   estimate = analytical.estimate(item, device_type, shapes)
   estimated_in_s = time.perf_counter() - start
-  whole_ms = step_time_ms(item, values, flags.FLAGS.steps)
+  with measured.open_session(item) as session:
+    item.initialize(session)
+    times_us = measured.step_times_us(
+      item, values, session, flags.FLAGS.steps + _WARMUP
+    )
+  whole_ms = statistics.median(times_us[_WARMUP:]) / 1e3
   missing = [x for x in item.op_names if x not in measurement]
   return (
     f"{item.source}: {len(item.op_names)} ops, {len(missing)} of them not in"

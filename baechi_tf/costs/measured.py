@@ -70,12 +70,12 @@ def measure(
   if missing:
     raise ValueError(f"input {missing[0]!r} has no value")
   report = progress or (lambda done, total: None)
-  with _session(item, device_type) as session:
+  with open_session(item, device_type) as session:
     item.initialize(session)
     costs, executed = _traced(
       item, input_values, session, warmup, num_steps, report
     )
-    step_time_us = _fastest_us(item, input_values, session, num_steps)
+    step_time_us = min(step_times_us(item, input_values, session, num_steps))
   planned = set(item.op_names)
   hosts = find_hosts(
     nodes_by_name(x for x in item.graph_def.node if x.name in planned),
@@ -83,7 +83,7 @@ def measure(
   )
   if hosts:
     done, more = warmup + num_steps, sum(_STEPS_APART)
-    with _session(item, device_type, devices_apart(hosts)) as session:
+    with open_session(item, device_type, devices_apart(hosts)) as session:
       item.initialize(session)
       apart, _ = _traced(
         item, input_values, session, *_STEPS_APART,
@@ -118,22 +118,36 @@ def _traced(
   return medians(steps, item.op_names), executed
 
 
-def _fastest_us(item, input_values, session, num_steps) -> float:
-  """Returns the time of the fastest of some steps that are not traced."""
+def step_times_us(
+  item: GraphItem,
+  input_values: Mapping[str, np.ndarray],
+  session: v1.Session,
+  num_steps: int,
+) -> list[float]:
+  """Returns the times of steps that are not traced.
+
+  Args:
+    item: the model.
+    input_values: a value for every feed.
+    session: from `open_session`, initialized.
+    num_steps: the number of steps to run.
+  """
   step = session.make_callable(
     [*item.fetches, *item.targets], [x.tensor for x in item.feeds]
   )
   values = [input_values[x.name] for x in item.feeds]
-  elapsed = []
+  times_us = []
   for _ in range(num_steps):
     start = time.perf_counter()
     step(*values)
-    elapsed.append(time.perf_counter() - start)
-  return min(elapsed) * 1e6
+    times_us.append((time.perf_counter() - start) * 1e6)
+  return times_us
 
 
-def _session(
-  item: GraphItem, device_type: str, device_of: Mapping[str, int] | None = None
+def open_session(
+  item: GraphItem,
+  device_type: str = "CPU",
+  device_of: Mapping[str, int] | None = None,
 ) -> v1.Session:
   """Returns a session that runs the item one op at a time, as it is.
 
