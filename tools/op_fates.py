@@ -52,6 +52,9 @@ EXPLANATIONS = {
 }
 
 _HANDLES = frozenset({"VarHandleOp", "HashTableV2", "MutableHashTableV2"})
+# In the names of kernels that run several ops: "_FusedConv2D",
+# "_MklNativeConv2DWithBias", "_MklNativePadWithConv2D".
+_FUSED_KERNELS = ("Fused", "With")
 _CONTROL_FLOW = ("While", "If", "Case")
 # Values known before the step, where shapes are static.
 _CONSTANT = frozenset({"Const", "Shape", "ShapeN", "Size", "Rank"})
@@ -247,16 +250,28 @@ def _constants(nodes: Mapping, op_names: Sequence[str]) -> set[str]:
 
 
 def _with_fused(fates: Mapping[str, OpFate], nodes: Mapping) -> list[OpFate]:
-  """Tells ops that are part of a fused neighbour from those removed."""
-  fused = set()
-  for name in fates:
-    for x in _inputs(nodes[name]):
-      for part, whole in ((name, x), (x, name)):
-        if whole in fates and "Fused" in fates[whole].became:
-          fused.add(part)
+  """Tells ops that are part of a fused kernel from those removed.
+
+  The kernel's op is a neighbour, or takes all that the part takes.
+  """
+  wholes = collections.defaultdict(list)  # by what they take and give
+  for name, fate in fates.items():
+    if any(word in fate.became for word in _FUSED_KERNELS):
+      for x in (name, *_inputs(nodes[name])):
+        wholes[x].append(name)
+  found = {}
+  for name, fate in fates.items():
+    inputs = set(_inputs(nodes[name]))
+    for whole in (x for each in (name, *inputs) for x in wholes[each]):
+      whole_inputs = _inputs(nodes[whole])
+      is_neighbour = whole in inputs or name in whole_inputs
+      if fate.fate == REMOVED and (
+        is_neighbour or inputs.issubset(whole_inputs)
+      ):
+        found[name] = fates[whole].found
   return [
-    dataclasses.replace(x, fate=FUSED)
-    if x.fate == REMOVED and x.name in fused
+    dataclasses.replace(x, fate=FUSED, found=found[x.name])
+    if x.name in found
     else x
     for x in fates.values()
   ]

@@ -170,7 +170,8 @@ def open_session(
   bodies = [function.node_def for function in graph_def.library.function]
   device_of = device_of or {}
   for node in graph_def.node:
-    node.attr.pop("_class", None)  # would bind ops that are to be apart
+    if device_of:
+      node.attr.pop("_class", None)  # would bind ops that are to be apart
     node.device = f"/device:{device_type}:{device_of.get(node.name, 0)}"
   for node in (node for body in (graph_def.node, *bodies) for node in body):
     # A lowered loop falls apart into many ops that are not planned.

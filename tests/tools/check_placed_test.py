@@ -5,6 +5,8 @@ import dataclasses
 import numpy as np
 import pytest
 
+from baechi_tf.costs.inputs import synthesize_inputs
+from baechi_tf.costs.measured import measure
 from baechi_tf.graph_item import read_item
 from baechi_tf.saved_model import write_saved_model
 from tests import models
@@ -58,6 +60,20 @@ def test_placed_model_passes(kind, rewritten, tmp_path):
   assert check.passes
   explained = {op_fates.INPUT, op_fates.BOUNDARY}
   assert {x.fate for x in check.account.exceptions} <= explained
+
+
+def test_op_in_a_fused_kernel_is_on_its_device(tmp_path):
+  source, target = models.save_cnn(tmp_path / "model"), str(tmp_path / "placed")
+  item = read_item(source, signature="train")
+  costs = measure(item, synthesize_inputs(item, 2), num_steps=1)
+  device_of = models.spread(item, DEVICES[:2])
+  for name, cost in costs.items():
+    device_of[name] = device_of[cost.fused_into or name]
+  write_saved_model(source, target, item, device_of)
+  check = run_both(source, target, "train")
+  assert check.passes
+  fused = [x for x in check.account.fates if x.fate == op_fates.FUSED]
+  assert {x.op_type for x in fused} == {"Conv2D", "BiasAddGrad"}
 
 
 def test_every_op_is_found_if_nothing_is_rewritten(tmp_path):
