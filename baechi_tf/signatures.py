@@ -79,49 +79,41 @@ def init_op(meta_graph: MetaGraphDef) -> str:
   return ""
 
 
-def _tensors(info) -> list[tuple[str, str]]:
-  """Returns (suffix, tensor name) of each component of a TensorInfo."""
+def _tensors(name: str, info) -> list[Feed]:
+  """Returns the tensor, or each component, of a TensorInfo."""
   kind = info.WhichOneof("encoding")
+  dtype, shape = tf.as_dtype(info.dtype), _dimensions(info.tensor_shape)
   if kind == "coo_sparse":
     sparse = info.coo_sparse
-    return [
-      ("/values", sparse.values_tensor_name),
-      ("/indices", sparse.indices_tensor_name),
-      ("/dense_shape", sparse.dense_shape_tensor_name),
-    ]
+    rank = None if shape is None else len(shape)
+    parts = (
+      ("values", sparse.values_tensor_name, dtype, (None,)),
+      ("indices", sparse.indices_tensor_name, tf.int64, (None, rank)),
+      ("dense_shape", sparse.dense_shape_tensor_name, tf.int64, (rank,)),
+    )
+    return [Feed(f"{name}/{part}", *rest) for part, *rest in parts]
   if kind == "composite_tensor":
     return [
-      (f"/{i}{suffix}", name)
+      feed
       for i, part in enumerate(info.composite_tensor.components)
-      for suffix, name in _tensors(part)
+      for feed in _tensors(f"{name}/{i}", part)
     ]
-  return [("", info.name)] if info.name else []
+  return [Feed(name, info.name, dtype, shape)] if info.name else []
 
 
 def signature_feeds(signature) -> list[Feed]:
   """Returns the inputs of a SignatureDef, by name."""
-  feeds = []
-  for name, info in sorted(signature.inputs.items()):
-    whole = info.WhichOneof("encoding") == "name"
-    for suffix, tensor in _tensors(info):
-      feeds.append(
-        Feed(
-          name=name + suffix,
-          tensor=tensor,
-          dtype=tf.as_dtype(info.dtype),
-          shape=_dimensions(info.tensor_shape) if whole else None,
-        )
-      )
-  return feeds
+  inputs = sorted(signature.inputs.items())
+  return [feed for name, info in inputs for feed in _tensors(name, info)]
 
 
 def signature_outputs(signature) -> list[Ref]:
   """Returns the outputs of a SignatureDef, by name."""
   outputs = []
-  for _, info in sorted(signature.outputs.items()):
-    for _, tensor in _tensors(info):
-      name, output = parse_ref(tensor)
-      outputs.append((name, output if ":" in tensor else CONTROL))
+  for name, info in sorted(signature.outputs.items()):
+    for part in _tensors(name, info):
+      node, output = parse_ref(part.tensor)
+      outputs.append((node, output if ":" in part.tensor else CONTROL))
   return outputs
 
 

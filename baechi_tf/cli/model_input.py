@@ -76,8 +76,21 @@ def add_step_arguments(parser: argparse.ArgumentParser) -> None:
   )
 
 
-def add_shape_arguments(parser: argparse.ArgumentParser) -> None:
-  """Adds what says how large the inputs are."""
+def add_input_arguments(parser: argparse.ArgumentParser) -> None:
+  """Adds what says what the inputs of a step that runs are."""
+  add_shape_arguments(parser).add_argument(
+    "--inputs",
+    metavar="NPZ",
+    type=path,
+    help="a NumPy archive with an array for every input, in place of made-up"
+    " ones; their shapes are the inputs' shapes",
+  )
+
+
+def add_shape_arguments(
+  parser: argparse.ArgumentParser,
+) -> argparse._ArgumentGroup:
+  """Adds what says how large the inputs are, in the group it returns."""
   group = parser.add_argument_group("inputs (not for cost graphs)")
   group.add_argument(
     "--batch-size",
@@ -94,6 +107,7 @@ def add_shape_arguments(parser: argparse.ArgumentParser) -> None:
     help="the whole shape of an input, such as x=32,784; may be given for"
     " several inputs",
   )
+  return group
 
 
 def add_cost_arguments(parser: argparse.ArgumentParser) -> None:
@@ -167,15 +181,19 @@ def read_model(
     check_no_tensorflow_arguments(args)
     progress("reading the cost graph")
     return ModelInput(read_cost_graph(args.model))
+  check_inputs(args)
   _check_types(args, cluster)
   item = read_step(args, progress)
   # These import TensorFlow, which `read_step` has loaded.
+  from baechi_tf.costs.analytical import estimate_missing
   from baechi_tf.costs.profile import complete
   from baechi_tf.graph_import import op_graph_from_item
 
   types = tuple(dict.fromkeys(cluster.types))
-  known = _known_costs(args, item, types, cluster, progress)
-  estimates, notes = _estimates(args, item, known, cluster, progress)
+  known, shapes = _known_costs(args, item, types, cluster, progress)
+  estimates, notes = estimate_missing(
+    item, cluster, known, args.batch_size, shapes, progress
+  )
   costs, coverage = complete(known, item, types, estimates)
   progress("importing the graph")
   graph = op_graph_from_item(item, costs, types)
@@ -246,6 +264,44 @@ def _reason(message: str) -> str:
   return lines[-1] if lines else "no reason given"
 
 
+def check_inputs(args: argparse.Namespace) -> None:
+  """Refuses an input file that is not there or of no use.
+
+  Raises:
+    ValueError: the costs or the shapes come from elsewhere.
+    OSError: the file cannot be read.
+  """
+  if args.inputs is None:
+    return
+  for name, reason in (
+    ("estimate", "estimates take shapes: give --batch-size or --input-shape"),
+    ("profile", "the profile has the costs"),
+    ("batch_size", "the arrays have their shapes"),
+    ("input_shape", "the arrays have their shapes"),
+  ):
+    if vars(args).get(name):
+      raise ValueError(
+        f"--inputs is of no use with --{name.replace('_', '-')}: {reason}"
+      )
+  os.stat(args.inputs)
+
+
+def input_values(
+  args: argparse.Namespace, item: "GraphItem"
+) -> dict[str, np.ndarray]:
+  """Returns the inputs that `add_input_arguments` asks for.
+
+  Raises:
+    ValueError: a shape is not known, or the file does not suit the model.
+    OSError: the file cannot be read.
+  """
+  from baechi_tf.costs.inputs import synthesize_inputs  # imports TensorFlow
+
+  return synthesize_inputs(
+    item, args.batch_size, input_shapes(args), args.inputs
+  )
+
+
 def input_shapes(args: argparse.Namespace) -> dict[str, tuple[int, ...]]:
   """Returns the shapes that `--input-shape` gives."""
   return dict(args.input_shape)
@@ -259,7 +315,7 @@ def check_no_tensorflow_arguments(args: argparse.Namespace) -> None:
   """
   for name in (
     "signature", "fetch", "tags", "profile", "estimate", "batch_size",
-    "input_shape",
+    "input_shape", "inputs",
   ):  # fmt: skip
     if vars(args).get(name):
       raise ValueError(
@@ -303,34 +359,23 @@ def _check_types(args: argparse.Namespace, cluster: Cluster) -> None:
 
 
 def _known_costs(args, item, types: Sequence[str], cluster, progress):
-  """Returns costs that were measured, before or now."""
+  """Returns costs that were measured, before or now, and the inputs' shapes."""
   # These import TensorFlow.
-  from baechi_tf.costs.inputs import synthesize_inputs
   from baechi_tf.costs.profile import check_profile
   from baechi_tf.costs.profile import read_profile
 
   if args.estimate:
-    return {}
+    return {}, input_shapes(args)
   if args.profile:
     profile = read_profile(args.profile)
     try:
       check_profile(profile, item)
     except ValueError as error:
       raise ValueError(f"{args.profile}: {error}") from None
-    return profile
-  values = synthesize_inputs(item, args.batch_size, input_shapes(args))
-  return {
-    name: measure_here(item, values, name, progress)
-    for name in types
-    if _is_measured(name, cluster)
-  }
-
-
-def _estimates(args, item, known, cluster, progress):
-  """Returns estimates for types that lack the cost of an op, and notes."""
-  # Imports TensorFlow.
-  from baechi_tf.costs.analytical import estimate_missing
-
-  return estimate_missing(
-    item, cluster, known, args.batch_size, input_shapes(args), progress
-  )
+    return profile, input_shapes(args)
+  here = [name for name in types if _is_measured(name, cluster)]
+  if not here and args.inputs is None:
+    return {}, input_shapes(args)
+  values = input_values(args, item)
+  measured = {name: measure_here(item, values, name, progress) for name in here}
+  return measured, {name: value.shape for name, value in values.items()}

@@ -86,7 +86,7 @@ def add_parser(subparsers) -> None:
   )
   add_json(parser)
   model_input.add_step_arguments(parser)
-  model_input.add_shape_arguments(parser)
+  model_input.add_input_arguments(parser)
   model_input.add_cost_arguments(parser)
 
 
@@ -209,7 +209,7 @@ def _output(args: argparse.Namespace, emit: str) -> OutputPath:
 
 def _inputs(args: argparse.Namespace) -> tuple[str, ...]:
   """Returns the paths that output must not replace."""
-  files = [args.cluster, args.profile]
+  files = [args.cluster, args.profile, args.inputs]
   return (args.model, *(x for x in files if x and not os.path.isdir(x)))
 
 

@@ -72,32 +72,22 @@ def add_parser(subparsers) -> None:
   )
   add_json(parser)
   model_input.add_step_arguments(parser)
-  model_input.add_shape_arguments(parser)
-  parser.add_argument(
-    "--inputs",
-    metavar="NPZ",
-    type=path,
-    help="a NumPy archive with an array for every input, in place of made-up"
-    " ones",
-  )
+  model_input.add_input_arguments(parser)
 
 
 def run(args: argparse.Namespace) -> None:
   """Runs the subcommand."""
   if model_input.is_cost_graph(args.model):
     raise ValueError(f"{args.model} is a cost graph, which cannot run")
+  model_input.check_inputs(args)
   output = file_output(args.output, args.overwrite)
-  output.check(apart_from=(args.model,))
+  output.check(apart_from=tuple(x for x in (args.model, args.inputs) if x))
   device_type = args.device_type or args.device
   with Progress() as progress:
     item = model_input.read_step(args, progress)
-    # These import TensorFlow.
-    from baechi_tf.costs.inputs import synthesize_inputs
-    from baechi_tf.costs.profile import profile_bytes
+    from baechi_tf.costs.profile import profile_bytes  # imports TensorFlow
 
-    values = synthesize_inputs(
-      item, args.batch_size, model_input.input_shapes(args), args.inputs
-    )
+    values = model_input.input_values(args, item)
     costs = model_input.measure_here(
       item,
       values,

@@ -90,7 +90,7 @@ def measure(
         lambda step, total: report(done + step, done + more),
       )  # fmt: skip
     costs = share_out(costs, apart, hosts)
-  costs = within_step(costs, step_time_us)
+  costs = _fed_costs(item, input_values) | within_step(costs, step_time_us)
   return {name: costs[name] for name in item.op_names if name in costs}
 
 
@@ -116,6 +116,18 @@ def _traced(
       steps.append(parse_step_stats(metadata.step_stats, op_types))
   report(warmup + num_steps, warmup + num_steps)
   return medians(steps, item.op_names), executed
+
+
+def _fed_costs(item: GraphItem, input_values) -> dict[str, OpCost]:
+  """Returns a cost for each fed op; one that nothing takes is in no trace."""
+  return {
+    feed.tensor.partition(":")[0]: OpCost(
+      "Placeholder",
+      0.0,
+      output_bytes=(np.asarray(input_values[feed.name]).nbytes,),
+    )
+    for feed in item.feeds
+  }
 
 
 def step_times_us(

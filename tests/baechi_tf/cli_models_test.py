@@ -91,6 +91,47 @@ def test_placed_model_runs_on_its_devices_with_the_same_losses(
   )
 
 
+def test_inputs_of_a_step_come_from_a_file(tmp_path_factory, capsys):
+  # Of a sparse tensor's parts no shape is known, and not every value will do.
+  path = models.save_v1_sparse(tmp_path_factory.mktemp("sparse") / "model")
+  np.savez(
+    "in.npz",
+    **{
+      "x/values": np.float32([3]),
+      "x/indices": np.int64([[0, 1]]),
+      "x/dense_shape": np.int64([2, 2]),
+    },
+  )
+  argv = [path, "plan.json", "--cluster=cluster.toml", "--inputs=in.npz"]
+  assert main(["place", *argv, "--emit=plan", "--json"]) == 0
+  (costs,) = json.loads(capsys.readouterr().out)["costs"]
+  assert costs["num_measured"] == 5
+  assert main(["simulate", *argv]) == 0
+  assert main(["compare", *argv[:1], *argv[2:]]) == 0
+  capsys.readouterr()
+  assert "input 'x/values' has shape" in complaint(
+    capsys, "compare", path, "--cluster=cluster.toml"
+  )
+
+
+@pytest.mark.parametrize(
+  "argv, message",
+  [
+    (["--inputs=none.npz"], "none.npz: No such file"),
+    (["--inputs=cluster.toml"], "cluster.toml: not a NumPy .npz archive"),
+    (["--inputs=in.npz"], "in.npz: input 'y' is missing; the file has 'x'"),
+    (["--inputs=in.npz", "--estimate"], "of no use with --estimate: estimates"),
+    (["--inputs=in.npz", "--profile=x"], "of no use with --profile"),
+    (["--inputs=in.npz", "--batch-size=2"], "of no use with --batch-size"),
+    (["--inputs=in.npz", "--input-shape=x=1,4"], "no use with --input-shape"),
+  ],
+)
+def test_wrong_inputs_are_refused(argv, message, saved_mlp, capsys):
+  np.savez("in.npz", x=np.ones([5, 4], np.float32))
+  argv = ("place", saved_mlp, "p", "--cluster=cluster.toml", *argv)
+  assert message in complaint(capsys, *argv, "--signature=train")
+
+
 def test_two_runs_from_a_profile_write_the_same_bytes(
   saved_mlp, profile, scratch
 ):

@@ -206,8 +206,11 @@ def test_read_item_several_graphs_are_chosen_by_tags(tmp_path, as_text):
 
 def test_read_item_sparse_signature_feeds_its_parts(tmp_path):
   item = read_item(models.save_v1_sparse(tmp_path / "model"))
-  names = [feed.name for feed in item.feeds]
-  assert names == ["x/values", "x/indices", "x/dense_shape"]
+  assert [(x.name, x.dtype, x.shape) for x in item.feeds] == [
+    ("x/values", tf.float32, (None,)),
+    ("x/indices", tf.int64, (None, 2)),
+    ("x/dense_shape", tf.int64, (2,)),
+  ]
   batch = {
     "x/values": [3.0],
     "x/indices": [[0, 1]],
