@@ -44,8 +44,9 @@ def read_saved_model(path: str) -> SavedModel:
       return saved_model
   if os.path.isfile(os.path.join(path, "saved_model.cpb")):
     raise ValueError(
-      "saved_model.cpb is a model split into chunks, which cannot be read here;"
-      " save it with experimental_image_format=False"
+      "saved_model.cpb is a model above 2 GB, split into chunks, which"
+      " TensorFlow for Python can neither load nor write; keep large constants"
+      " in variables, whose values are stored apart, and save the model again"
     )
   raise ValueError(
     "not a SavedModel: the directory has no saved_model.pb; give the"
@@ -108,14 +109,17 @@ def read_graph_file(path: str) -> MetaGraphDef:
     OSError: the file cannot be read.
   """
   is_text = path.endswith(".pbtxt")
-  if not is_text and not path.endswith(".pb"):
+  if not path.endswith((".pb", ".pbtxt", ".meta")):
     raise ValueError(
       "not a model: give a SavedModel directory, or a GraphDef or MetaGraphDef"
-      ' in a file whose name ends in ".pb" or ".pbtxt"'
+      ' in a file whose name ends in ".pb" or ".pbtxt", or a MetaGraphDef in'
+      ' ".meta"'
     )
   with open(path, "rb") as file:
     data = file.read()
-  for kind in (GraphDef, MetaGraphDef):
+  # The bytes of one kind may parse as the other.
+  is_meta = path.endswith(".meta")
+  for kind in (MetaGraphDef,) if is_meta else (GraphDef, MetaGraphDef):
     result = kind()
     try:
       if is_text:

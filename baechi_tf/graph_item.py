@@ -91,7 +91,8 @@ def read_item(
 
   Args:
     path: a SavedModel's directory, or a GraphDef or MetaGraphDef in a file
-      whose name ends in ".pb" (binary) or ".pbtxt" (text).
+      whose name ends in ".pb" (binary) or ".pbtxt" (text), or a MetaGraphDef
+      in one that ends in ".meta", as `tf.compat.v1.train.Saver` writes it.
     signature: which signature is the step; default the only one, else
       "serving_default".
     fetches: names of tensors or ops: the step, in place of a signature.
@@ -160,6 +161,7 @@ def make_item(
   roots = list(initializer.roots)
   present = _nodes_by_name(original)
   _check_present(present, [*(name for name, _ in (*fed, *outputs)), *roots])
+  _check_colocation(original, present)
   uses = [*outputs, *((name, CONTROL) for name in roots)]
   graph, moved = with_placeholders(original, feeds, uses)
   fed = [moved.get(ref, ref) for ref in fed]
@@ -213,6 +215,20 @@ def _check_present(nodes: Mapping, names: Iterable[str]) -> None:
   for name in names:
     if name not in nodes:
       raise ValueError(f"the graph has no node {name!r}, but refers to it")
+
+
+def _check_colocation(original: GraphDef, nodes: Mapping) -> None:
+  for node in original.node:
+    if "_class" not in node.attr:
+      continue
+    for value in node.attr["_class"].list.s:
+      name = value.removeprefix(b"loc:@").decode()
+      if value.startswith(b"loc:@") and name not in nodes:
+        raise ValueError(
+          f"op {node.name!r} is to share a device with {name!r} (_class), which"
+          " is not in the graph: TensorFlow refuses such a graph; remove the"
+          " attr, or export the model again"
+        )
 
 
 def _checkpoint(meta_graph, directory) -> initializers.Checkpoint:

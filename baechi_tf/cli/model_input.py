@@ -3,13 +3,13 @@
 import argparse
 import dataclasses
 import os
-from collections.abc import Mapping
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from baechi_tf.cli.help import path
+from baechi_tf.cli.measurement import measure_here
 from baechi_tf.cli.progress import Progress
 from baechi_tf.cli.tensorflow_import import load_tensorflow
 from baechi_tf.cluster import Cluster
@@ -19,7 +19,6 @@ from baechi_tf.op_graph import OpGraph
 
 if TYPE_CHECKING:  # they import TensorFlow
   from baechi_tf.costs.profile import Coverage
-  from baechi_tf.costs.profile import OpCost
   from baechi_tf.graph_item import GraphItem
 
 # What `costs.measured` can measure here. A "GPU" of which the cluster file says
@@ -185,6 +184,7 @@ def read_model(
   _check_types(args, cluster)
   item = read_step(args, progress)
   # These import TensorFlow, which `read_step` has loaded.
+  from baechi_tf.costs import runnable
   from baechi_tf.costs.analytical import estimate_missing
   from baechi_tf.costs.profile import complete
   from baechi_tf.graph_import import op_graph_from_item
@@ -194,6 +194,11 @@ def read_model(
   estimates, notes = estimate_missing(
     item, cluster, known, args.batch_size, shapes, progress
   )
+  kinds = [
+    cluster.device_types[x].kind if x in cluster.device_types else x
+    for x in types
+  ]
+  notes += runnable.notes(item, kinds)
   costs, coverage = complete(known, item, types, estimates)
   progress("importing the graph")
   graph = op_graph_from_item(item, costs, types)
@@ -216,52 +221,6 @@ def read_step(args: argparse.Namespace, progress: Progress) -> "GraphItem":
   return read_item(
     args.model, signature=args.signature, fetches=args.fetch, tags=args.tags
   )
-
-
-def measure_here(
-  item: "GraphItem",
-  values: Mapping[str, np.ndarray],
-  device_type: str,
-  progress: Progress,
-  **counts: int,
-) -> "dict[str, OpCost]":
-  """Returns what each op costs on a device of this machine.
-
-  Args:
-    item: the model.
-    values: a value for every input.
-    device_type: "CPU" or "GPU".
-    progress: is told how many steps are done.
-    counts: `num_steps` and `warmup` of `measure`.
-
-  Raises:
-    ValueError: there is no such device, or the step fails.
-  """
-  import tensorflow as tf  # loaded already; not wanted by cost graphs
-
-  from baechi_tf.costs.measured import measure  # imports TensorFlow
-
-  stage = f"measuring ops on this {device_type}"
-  try:
-    return measure(
-      item,
-      values,
-      device_type=device_type,
-      progress=progress.count(stage),
-      **counts,
-    )
-  except tf.errors.OpError as error:
-    raise ValueError(
-      f"{item.source}: the step fails here: {_reason(error.message)}; if"
-      " made-up inputs do not suit it, give other shapes, or real inputs to"
-      " baechi profile with --inputs"
-    ) from error
-
-
-def _reason(message: str) -> str:
-  """Returns what is wrong: the last line but those that say where."""
-  lines = [x for x in message.splitlines() if x and not x.startswith("\t")]
-  return lines[-1] if lines else "no reason given"
 
 
 def check_inputs(args: argparse.Namespace) -> None:

@@ -30,8 +30,9 @@ _DESCRIPTION = """\
 Plans on which device each op of a model runs, so that a step is short and every
 device's memory suffices, and writes the model with these devices.
 
-IN is a SavedModel directory, a GraphDef or MetaGraphDef file (.pb, .pbtxt), or
-a cost graph (.json, see docs/cost_graph.md), of which only a plan is written.
+IN is a SavedModel directory, a GraphDef or MetaGraphDef file (.pb, .pbtxt,
+.meta), of which a GraphDef is written, or a cost graph (.json, see
+docs/cost_graph.md), of which only a plan is written.
 """
 _EXAMPLE = """\
 baechi place model/ placed/ --cluster configs/clusters/2_cpus.toml \\

@@ -8,6 +8,7 @@ from baechi_tf.cli import model_input
 from baechi_tf.cli.help import add_json
 from baechi_tf.cli.help import add_subparser
 from baechi_tf.cli.help import path
+from baechi_tf.cli.measurement import measure_here
 from baechi_tf.cli.progress import Progress
 from baechi_tf.output_path import file_output
 from baechi_tf.printable import printable
@@ -88,7 +89,7 @@ def run(args: argparse.Namespace) -> None:
     from baechi_tf.costs.profile import profile_bytes  # imports TensorFlow
 
     values = model_input.input_values(args, item)
-    costs = model_input.measure_here(
+    costs = measure_here(
       item,
       values,
       args.device,

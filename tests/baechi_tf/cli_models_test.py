@@ -183,16 +183,21 @@ def test_plan_of_a_model_is_simulated(saved_mlp, profile, capsys):
   assert simulated["makespan_us"] == placed["makespan_us"]
 
 
-@pytest.mark.parametrize("name", ["graph.pb", "graph.pbtxt"])
+@pytest.mark.parametrize("name", ["graph.pb", "graph.pbtxt", "graph.meta"])
 def test_graph_file_becomes_a_graph_file(name, scratch, capsys):
   graph = tf.Graph()
   with graph.as_default():
     x = tf.compat.v1.placeholder(tf.float32, [None, 4], name="x")
     tf.add(tf.exp(x), tf.sin(x), name="y")
-  tf.io.write_graph(graph, ".", name, as_text=name.endswith("txt"))
-  argv = ["place", name, f"placed-{name}", "--cluster=cluster.toml"]
+  if name.endswith(".meta"):
+    with graph.as_default():
+      tf.compat.v1.train.export_meta_graph(name)
+  else:
+    tf.io.write_graph(graph, ".", name, as_text=name.endswith("txt"))
+  output = f"placed-{name}".replace(".meta", ".pb")
+  argv = ["place", name, output, "--cluster=cluster.toml"]
   assert main([*argv, "--fetch=y", "--input-shape=x=2,4"]) == 0
-  placed = read_graph_file(f"placed-{name}").graph_def
+  placed = read_graph_file(output).graph_def
   original = graph.as_graph_def()
   assert {x.device for x in placed.node} <= set(DEVICES[:2])
   for node in placed.node:
@@ -257,6 +262,79 @@ def test_step_that_fails_on_its_inputs_is_refused(saved_mlp, capsys):
   argv = ("profile", saved_mlp, "p", "--signature=train", *shapes)
   line = complaint(capsys, *argv)
   assert "the step fails here: Incompatible shapes: [5,2] vs. [3,2];" in line
+
+
+def save_call(path, function) -> str:
+  """Saves a function of one [2, 3] input."""
+  module = tf.Module()
+  module.call = tf.function(function, input_signature=[tf.TensorSpec([2, 3])])
+  signatures = {"call": module.call}
+  tf.saved_model.save(module, str(path), signatures=signatures)
+  return str(path)
+
+
+def rnn_of_a_gpu(x):
+  return {
+    "y": tf.raw_ops.CudnnRNN(
+      input=x[None], input_h=x[None], input_c=x[None], params=tf.ones([9])
+    ).output
+  }
+
+
+def rows_of_python(x):
+  return {
+    "y": tf.map_fn(lambda row: tf.numpy_function(np.sin, [row], tf.float32), x)
+  }
+
+
+@pytest.mark.parametrize(
+  ("function", "reason", "advice", "note"),
+  [
+    (
+      rnn_of_a_gpu,
+      "No OpKernel was registered to support Op 'CudnnRNN'",
+      "; profile the model where the op can run",
+      "1 ops have no kernel for a CPU",
+    ),
+    (
+      rows_of_python,
+      "calls a Python function, which is not in the model",
+      "export the model without py_function",
+      "runs in no other process",
+    ),
+  ],
+)
+def test_op_that_cannot_run_is_refused_or_noted(
+  function, reason, advice, note, scratch, capsys
+):
+  text = cluster_text("1 MiB") + (
+    '[device_type.CPU]\nkind = "CPU"\ncores = 1\nfrequency_mhz = 2000\n'
+    "bytes_per_us = 10000\n"
+  )
+  (scratch / "cluster.toml").write_text(text)
+  path = save_call(scratch / "model", function)
+  argv = ["place", path, "plan.json", "--cluster=cluster.toml", "--emit=plan"]
+  line = complaint(capsys, *argv)
+  assert reason in line
+  assert advice in line
+  assert "--inputs" not in line
+  assert main([*argv, "--estimate", "--json"]) == 0
+  notes = json.loads(capsys.readouterr().out)["notes"]
+  assert any(note in x for x in notes)
+
+
+def test_examples_are_made_up_or_their_damage_is_quoted(scratch, capsys):
+  path = models.save_v1_examples(scratch / "model")
+  argv = ["place", path, "plan.json", "--cluster=cluster.toml", "--emit=plan"]
+  argv.append("--signature=examples")
+  assert main([*argv, "--batch-size=3"]) == 0
+  capsys.readouterr()
+  os.remove("plan.json")
+  # Bytes that are no text either, which TensorFlow puts into its complaint.
+  np.savez("in.npz", **{"in": np.array([b"\xff\xfe"])})
+  line = complaint(capsys, *argv, "--inputs=in.npz")
+  assert "fails here: Could not parse example input" in line
+  assert "\\xff\\xfe" in line
 
 
 def test_damaged_variables_are_refused(saved_mlp, capsys):

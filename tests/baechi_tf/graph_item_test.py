@@ -374,6 +374,18 @@ def test_read_item_unknown_op_is_rejected(tmp_path):
     read_item(path, fetches=["y:0"])
 
 
+def test_read_item_colocation_with_no_node_is_rejected(tmp_path):
+  graph_def = step_graph().as_graph_def()
+  node = next(x for x in graph_def.node if x.name == "y")
+  node.attr["_class"].list.s.append(b"loc:@gone")
+  with pytest.raises(ValueError, match="unknown node"):
+    tf.import_graph_def(graph_def)
+  path = tmp_path / "graph.pb"
+  path.write_bytes(graph_file_bytes(graph_def, path))
+  with pytest.raises(ValueError, match="'y' is to share a device with 'gone'"):
+    read_item(path, fetches=["y"])
+
+
 def test_read_item_lowered_loop_is_rejected(tmp_path):
   path = tmp_path / "loop.pb"
   path.write_bytes(graph_file_bytes(models.lowered_loop(), path))
@@ -388,7 +400,7 @@ def test_read_item_directory_without_model_is_rejected(tmp_path):
 
 def test_read_item_model_in_chunks_is_rejected(tmp_path):
   (tmp_path / "saved_model.cpb").write_bytes(b"x")
-  with pytest.raises(ValueError, match="saved_model.cpb.*chunks"):
+  with pytest.raises(ValueError, match="saved_model.cpb.*in variables"):
     read_item(tmp_path)
 
 
