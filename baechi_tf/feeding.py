@@ -5,6 +5,7 @@ nothing else is used does not run then, nor what only it needs. With a
 placeholder in place of each fed tensor, that follows from the graph.
 """
 
+import collections
 from collections.abc import Iterable
 from collections.abc import Mapping
 from collections.abc import Sequence
@@ -50,21 +51,23 @@ def with_placeholders(
     (name, CONTROL) for name, _ in fed if nodes[name].op in _PLACEHOLDERS
   } | fed.keys()
   running = nodes_behind(uses, nodes, cut)
-  result = GraphDef(library=original.library, versions=original.versions)
   moved = _new_names(fed, running, nodes)
   replaced = {name for name, _ in moved.values()}
+  placeholders = collections.defaultdict(list)
+  for (op, output), (name, _) in moved.items():
+    feed = fed[op, output]
+    node = placeholder(name, feed.dtype.base_dtype, feed.shape)
+    if name != op:
+      node.attr["_class"].list.s.append(b"loc:@" + op.encode())
+    placeholders[op].append(node)
+  result = GraphDef(library=original.library, versions=original.versions)
   for node in original.node:
-    if node.name in replaced:
-      continue
-    copy = result.node.add()
-    copy.CopyFrom(node)
-    refs = map(parse_ref, node.input)
-    copy.input[:] = [format_ref(moved.get(ref, ref)) for ref in refs]
-  for ref, (name, _) in moved.items():
-    node = placeholder(name, fed[ref].dtype.base_dtype, fed[ref].shape)
-    if name != ref[0]:
-      node.attr["_class"].list.s.append(b"loc:@" + ref[0].encode())
-    result.node.append(node)
+    if node.name not in replaced:
+      copy = result.node.add()
+      copy.CopyFrom(node)
+      refs = map(parse_ref, node.input)
+      copy.input[:] = [format_ref(moved.get(ref, ref)) for ref in refs]
+    result.node.extend(placeholders[node.name])
   return result, moved
 
 

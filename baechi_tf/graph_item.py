@@ -54,7 +54,7 @@ class GraphItem:
       unique. `While`, `If`, `Case` and their stateless kin stay one node, with
       their bodies in the library. The saver's and initialisers' nodes are
       here too, unplanned.
-    feeds: the inputs.
+    feeds: the inputs, each the output of a Placeholder.
     fetches: names of the tensors that the step returns.
     targets: names of the ops that the step runs for their side effects.
     op_names: the ops live from fetches and targets, in the graph's order:

@@ -198,7 +198,7 @@ def test_graph_file_becomes_a_graph_file(name, scratch, capsys):
   argv = ["place", name, output, "--cluster=cluster.toml"]
   assert main([*argv, "--fetch=y", "--input-shape=x=2,4"]) == 0
   placed = read_graph_file(output).graph_def
-  original = graph.as_graph_def()
+  original = read_graph_file(name).graph_def
   assert {x.device for x in placed.node} <= set(DEVICES[:2])
   for node in placed.node:
     assert node.device

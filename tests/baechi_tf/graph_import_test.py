@@ -5,7 +5,9 @@ from baechi_tf.costs.profile import OpCost
 from baechi_tf.graph_import import op_graph_from_item
 from baechi_tf.graph_item import Feed
 from baechi_tf.graph_item import GraphItem
+from baechi_tf.graph_item import make_item
 from baechi_tf.graph_item import read_item
+from baechi_tf.initializer import Values
 from tests import models
 from tests.tensorflow_setup import tf
 
@@ -236,9 +238,7 @@ def test_fed_op_needs_no_inputs():
     tf.negative(default, name="y")
     graph_def = graph.as_graph_def()
   feed = Feed("x", "x:0", tf.float32, ())
-  item = small_item(graph_def, feeds=(feed,), fetches=("y:0",))
-  planned = tuple(x for x in item.op_names if x != "unused")
-  item = GraphItem(**(vars(item) | {"op_names": planned}))
+  item = make_item(graph_def, [feed], [("y", 0)], "a small graph", Values())
   assert imported(item).names == ("x", "y")
 
 
