@@ -160,10 +160,10 @@ def test_constant_is_held_once():
   assert graph.tensor_bytes[graph.tensor_offsets[c]] == 400
 
 
-def small_item(graph_def, feeds=(), fetches=()):
+def small_item(graph_def, fetches=()):
   return GraphItem(
     graph_def=graph_def,
-    feeds=feeds,
+    feeds=(),
     fetches=fetches,
     targets=(),
     op_names=tuple(node.name for node in graph_def.node),
