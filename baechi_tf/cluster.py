@@ -365,6 +365,8 @@ def _list(value: Any, where: str, dict_items: bool = True) -> list:
 
 
 def _check_keys(table, where, required, optional) -> None:
+  if not isinstance(table, Mapping):
+    raise ValueError(f"{where} must be a table, got {shown(table)}")
   for key in sorted(required - table.keys()):
     raise ValueError(f"{where}: {key!r} is missing")
   for key in sorted(table.keys() - required - optional):

@@ -20,6 +20,7 @@ from baechi_tf.function_library import CONTROL
 from baechi_tf.function_library import functions_by_name
 from baechi_tf.function_library import parse_ref
 from baechi_tf.function_library import Ref
+from baechi_tf.graph_check import check_graph
 from baechi_tf.graph_files import check_variables
 from baechi_tf.graph_files import choose_meta_graph
 from baechi_tf.graph_files import read_graph_file
@@ -113,6 +114,7 @@ def read_item(
     else:
       meta_graph = read_graph_file(path)
       initializer = initializers.Values()
+    check_graph(meta_graph.graph_def)
     return _read_step(meta_graph, path, initializer, signature, fetches)
   except ValueError as error:
     raise ValueError(f"{path}: {error}") from None
@@ -178,10 +180,11 @@ def make_item(
   check_no_cycle(flat, live)
   live.update(name for name, _ in fed)
   op_names = tuple(name for name in flat.nodes if name in live)
-  library = functions_by_name(original)
-  for name in op_names:
-    checked_definition(flat.nodes[name], library)
   kept, _ = live_nodes(flat, [*live, *roots], [])
+  library = functions_by_name(original)
+  for name, node in flat.nodes.items():
+    if name in kept:
+      checked_definition(node, library)
   return GraphItem(
     graph_def=flat_graph_def(flat, kept, original),
     feeds=tuple(

@@ -214,6 +214,10 @@ def test_read_cluster_broken_file_error_says_what_is_wrong(
     ('device_type = 3\n[[device]]\nname = "d"\nmemory = 1', "must be a table"),
     ('link = 3\n[[device]]\nname = "d"\nmemory = 1', "link must be a table"),
     ("", "'device' is missing"),
+    (
+      '[device_type]\nV100 = "fast"\n[[device]]\nname = "d"\nmemory = 1',
+      "device_type.V100 must be a table, got 'fast'",
+    ),
   ],
 )
 def test_read_cluster_wrong_kind_of_value_is_an_error(tmp_path, text, message):
