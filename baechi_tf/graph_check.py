@@ -15,6 +15,20 @@ from baechi_tf.function_library import functions_by_name
 
 # No op takes or returns as many tensors.
 _MAX_TENSORS = 2**20
+# Data types from here on are references to the others, which no value has.
+_REFERENCES = 100
+# The attrs with the functions that an op runs, and how many of its inputs come
+# before their arguments.
+_BODIES = {
+  "PartitionedCall": (("f",), 0),
+  "StatefulPartitionedCall": (("f",), 0),
+  "If": (("then_branch", "else_branch"), 1),
+  "StatelessIf": (("then_branch", "else_branch"), 1),
+  "Case": (("branches",), 1),
+  "StatelessCase": (("branches",), 1),
+  "While": (("cond", "body"), 0),
+  "StatelessWhile": (("cond", "body"), 0),
+}
 
 
 def check_graph(graph_def: tf.compat.v1.GraphDef) -> None:
@@ -67,11 +81,39 @@ def _check_nodes(nodes: Iterable, library: Mapping, where: str = "") -> None:
     expected = sum(
       _num_tensors(x, node, definition, place) for x in definition.input_arg
     )
-    for output in definition.output_arg:
-      _num_tensors(output, node, definition, place)
+    num_outputs = sum(
+      _num_tensors(x, node, definition, place) for x in definition.output_arg
+    )
     found = sum(not x.startswith("^") for x in node.input)
     if expected != found:
       raise ValueError(f"{place} has {found} inputs, its op takes {expected}")
+    attrs, before = _BODIES.get(node.op, ((), 0))
+    for attr in attrs:
+      results = 1 if attr == "cond" else num_outputs
+      for called in _called(node.attr[attr]):
+        _check_call(called, library, found - before, results, place)
+
+
+def _called(value) -> Iterable[str]:
+  if value.HasField("func"):
+    return (value.func.name,)
+  return (x.name for x in value.list.func)
+
+
+def _check_call(name, library, num_arguments, num_results, place) -> None:
+  if name not in library:
+    raise ValueError(f"{place} calls function {name!r}, which is missing")
+  signature = library[name].signature
+  for args, count, what in (
+    (signature.input_arg, num_arguments, "takes"),
+    (signature.output_arg, num_results, "returns"),
+  ):
+    is_list = any(x.number_attr or x.type_list_attr for x in args)
+    if len(args) != count and not is_list:
+      raise ValueError(
+        f"{place} calls function {name!r}, which {what} {len(args)} tensors,"
+        f" not {count}"
+      )
 
 
 def _check_attr(value, attr, place: str) -> None:
@@ -80,6 +122,10 @@ def _check_attr(value, attr, place: str) -> None:
   elif attr.type == "list(type)":
     for x in value.list.type:
       _check_type(x, f"{place}, attr {attr.name!r}")
+  elif attr.type == "tensor":
+    _check_type(value.tensor.dtype, f"{place}, attr {attr.name!r}")
+    if value.tensor.dtype > _REFERENCES:
+      raise ValueError(f"{place}, attr {attr.name!r} is a reference")
 
 
 def _check_type(number: int, place: str) -> None:

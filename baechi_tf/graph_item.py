@@ -181,12 +181,10 @@ def make_item(
   live.update(name for name, _ in fed)
   op_names = tuple(name for name in flat.nodes if name in live)
   kept, _ = live_nodes(flat, [*live, *roots], [])
-  library = functions_by_name(original)
-  for name, node in flat.nodes.items():
-    if name in kept:
-      checked_definition(node, library)
+  graph_def = flat_graph_def(flat, kept, original)
+  _check_ops(graph_def)
   return GraphItem(
-    graph_def=flat_graph_def(flat, kept, original),
+    graph_def=graph_def,
     feeds=tuple(
       dataclasses.replace(feed, tensor=f"{name}:{output}")
       for feed, (name, output) in zip(feeds, fed, strict=True)
@@ -212,6 +210,14 @@ def _nodes_by_name(graph_def: GraphDef) -> dict:
     if node.name in seen:
       raise ValueError(f"the graph has two nodes {node.name!r}")
     seen.add(node.name)
+
+
+def _check_ops(graph_def: GraphDef) -> None:
+  library = functions_by_name(graph_def)
+  bodies = (x.node_def for x in graph_def.library.function)
+  for nodes in (graph_def.node, *bodies):
+    for node in nodes:
+      checked_definition(node, library)
 
 
 def _check_present(nodes: Mapping, names: Iterable[str]) -> None:

@@ -23,6 +23,7 @@ from collections.abc import Iterator
 
 from absl import app
 from absl import flags
+from absl import logging
 
 from baechi_tf.cli import progress
 from tools.fuzzing import cases
@@ -111,6 +112,8 @@ def main(argv: list[str]) -> int:
   progress.INTERVAL_S = 1e6  # a slow machine's progress lines are no faults
   # A crash shows where it is, on stderr as it is now: cases redirect it.
   faulthandler.enable(os.dup(2))
+  # As in a command, which absl does not start.
+  logging.set_verbosity(logging.WARNING)
   numbers = range(_CASES.value)
   if _ONLY_CASE.value is not None:
     numbers = [_ONLY_CASE.value]

@@ -126,7 +126,7 @@ def _run(command: Command) -> tuple[int | None, str, str]:
     except SystemExit as end:
       code = end.code
     except Exception:
-      return None, out.getvalue(), traceback.format_exc(limit=-4)
+      return None, out.getvalue(), traceback.format_exc(limit=-9)
     native.seek(0)
     return code, out.getvalue(), err.getvalue() + native.read()
 
