@@ -31,6 +31,23 @@ _BODIES = {
 }
 
 
+def check_signatures(meta_graph: tf.compat.v1.MetaGraphDef) -> None:
+  """Checks the types of the signatures' inputs and outputs.
+
+  An output that is an op, to be run, has no type.
+
+  Raises:
+    ValueError: an input or output has a type that there is not.
+  """
+  for name, signature in sorted(meta_graph.signature_def.items()):
+    where = f"signature {name!r}"
+    for key, info in sorted(signature.inputs.items()):
+      _check_type(info.dtype, f"{where}, input {key!r}")
+    for key, info in sorted(signature.outputs.items()):
+      if info.dtype:
+        _check_type(info.dtype, f"{where}, output {key!r}")
+
+
 def check_graph(graph_def: tf.compat.v1.GraphDef) -> None:
   """Checks nodes and functions.
 

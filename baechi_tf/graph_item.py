@@ -21,6 +21,7 @@ from baechi_tf.function_library import functions_by_name
 from baechi_tf.function_library import parse_ref
 from baechi_tf.function_library import Ref
 from baechi_tf.graph_check import check_graph
+from baechi_tf.graph_check import check_signatures
 from baechi_tf.graph_files import check_variables
 from baechi_tf.graph_files import choose_meta_graph
 from baechi_tf.graph_files import read_graph_file
@@ -115,6 +116,7 @@ def read_item(
       meta_graph = read_graph_file(path)
       initializer = initializers.Values()
     check_graph(meta_graph.graph_def)
+    check_signatures(meta_graph)
     return _read_step(meta_graph, path, initializer, signature, fetches)
   except ValueError as error:
     raise ValueError(f"{path}: {error}") from None

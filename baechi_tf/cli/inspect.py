@@ -165,7 +165,9 @@ def _infos(infos) -> dict[str, str]:
   import tensorflow as tf  # loaded already; not wanted by cost graphs
 
   return {
-    name: _tensor_text(
+    name: "an op to run"
+    if not info.dtype
+    else _tensor_text(
       tf.as_dtype(info.dtype),
       None
       if info.tensor_shape.unknown_rank

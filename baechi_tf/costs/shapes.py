@@ -124,7 +124,7 @@ def infer_shapes(
 
   Raises:
     ValueError: TensorFlow refuses a node whatever its inputs' shapes are, or
-      the nodes form a cycle.
+      the library's functions; or the nodes form a cycle.
   """
   by_name = {node.name: node for node in nodes}
   order = graphlib.TopologicalSorter(
@@ -161,7 +161,12 @@ class _Builder:
     self.failures: dict[str, str] = {}
     with self.graph.as_default():
       empty = v1.GraphDef(library=context.library, versions=context.versions)
-      tf.import_graph_def(empty)
+      try:
+        tf.import_graph_def(empty)
+      except tf.errors.OpError as error:
+        raise ValueError(
+          f"TensorFlow refuses the graph's functions: {error.message}"
+        ) from None
 
   def shapes(self, name: str) -> tuple[TensorInfo, ...]:
     """Returns the outputs of a node that was added."""

@@ -1,5 +1,6 @@
 import pytest
 
+from baechi_tf.graph_check import check_signatures
 from baechi_tf.graph_files import graph_file_bytes
 from baechi_tf.graph_item import read_item
 from tests.tensorflow_setup import tf
@@ -91,3 +92,14 @@ def test_graph_that_breaks_its_ops_definitions_is_rejected(
   path.write_bytes(graph_file_bytes(graph_def, path))
   with pytest.raises(ValueError, match=message):
     read_item(path, fetches=["y"])
+
+
+def test_signature_of_an_unknown_type_is_rejected():
+  meta_graph = tf.compat.v1.MetaGraphDef()
+  signature = meta_graph.signature_def["train"]
+  signature.inputs["x"].dtype = 1
+  signature.outputs["train_op"].name = "train_op"  # an op has no type
+  check_signatures(meta_graph)
+  signature.inputs["y"].dtype = 0
+  with pytest.raises(ValueError, match="'train', input 'y': 0 is no data type"):
+    check_signatures(meta_graph)

@@ -34,8 +34,23 @@ def mutate_tree(tree: Any, draw: random.Random) -> Any:
     if not holders:
       return draw.choice(_OTHERS)
     holder, key = draw.choice(holders)
-    _change(holder, key, draw, holders)
+    if isinstance(holder[key], str) and draw.random() < 0.4:
+      tree = _renamed(tree, holder[key], draw.choice(_TEXTS))
+    else:
+      _change(holder, key, draw, holders)
   return tree
+
+
+def _renamed(tree: Any, old: str, new: str) -> Any:
+  """Returns the tree with a text replaced everywhere, keys included."""
+  if isinstance(tree, dict):
+    return {
+      new if key == old else key: _renamed(value, old, new)
+      for key, value in tree.items()
+    }
+  if isinstance(tree, list):
+    return [_renamed(x, old, new) for x in tree]
+  return new if tree == old else tree
 
 
 def _holders(tree: Any):
@@ -148,7 +163,8 @@ def _fields(message: Message):
     if field.message_type is None:
       continue
     if _is_map(field):
-      nested = [x for x in value.values() if isinstance(x, Message)]
+      in_order = (value[key] for key in sorted(value))
+      nested = [x for x in in_order if isinstance(x, Message)]
     else:
       nested = value if field.is_repeated else [value]
     for x in nested:

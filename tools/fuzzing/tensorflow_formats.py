@@ -36,6 +36,7 @@ from tools.fuzzing.planning_formats import CLUSTER
 from tools.fuzzing.planning_formats import write_cluster
 
 _MODEL, _PROFILE = "model", "model.profile"
+SavedModel = saved_model_pb2.SavedModel
 _STRUCTURED = 0.7  # of cases; the others change bytes
 _DEVICE = "/job:localhost/replica:0/task:0/device:CPU:"
 _CLUSTER_TABLES = {
@@ -74,6 +75,7 @@ def _prepare_model() -> None:
   write_cluster(_CLUSTER_TABLES)
   model = _Mlp()
   tf.saved_model.save(model, _MODEL, signatures={"step": model.step})
+  _write_again(os.path.join(_MODEL, "saved_model.pb"), SavedModel)
 
 
 def _graph() -> tf.compat.v1.GraphDef:
@@ -88,6 +90,16 @@ def _graph() -> tf.compat.v1.GraphDef:
 def _prepare_graph(path: str) -> None:
   write_cluster(_CLUSTER_TABLES)
   tf.io.write_graph(_graph(), ".", path, as_text=path.endswith("txt"))
+  if not path.endswith("txt"):
+    _write_again(path, tf.compat.v1.GraphDef)
+
+
+def _write_again(path: str, kind: type[Message]) -> None:
+  """Puts a file's map entries in an order that is the same in each process."""
+  with open(path, "rb") as file:
+    message = kind.FromString(file.read())
+  with open(path, "wb") as file:
+    file.write(message.SerializeToString(deterministic=True))
 
 
 def _prepare_profile() -> None:
@@ -114,7 +126,7 @@ def _damage_message(
     mutate_message(message, draw)
     if as_text:
       return text_format.MessageToString(message).encode()
-    return message.SerializeToString()
+    return message.SerializeToString(deterministic=True)
 
   return damage_file(path, mutate)
 
@@ -122,7 +134,7 @@ def _damage_message(
 def _damage_model(draw: random.Random) -> None:
   path = os.path.join(_MODEL, "saved_model.pb")
   if draw.random() < 0.9:
-    _damage_message(path, saved_model_pb2.SavedModel)(draw)
+    _damage_message(path, SavedModel)(draw)
   else:
     _damage_some_file(_MODEL, draw)
 
