@@ -14,6 +14,7 @@ import tensorflow as tf
 from robust_tf import aggregators
 from robust_tf.attacks.byzantine import Byzantine
 from robust_tf.distribute import compatibility
+from robust_tf.distribute.collective_groups import use_own_collectives
 from robust_tf.distribute.compatibility import StrategyKind
 from robust_tf.distribute.validation_loss import NoValidationLoss
 from robust_tf.distribute.validation_loss import ValidationLoss
@@ -31,7 +32,9 @@ def check_strategy(optimizer: str) -> None:
   """
   compatibility.check_versions()
   kind = compatibility.strategy_kind()
-  if kind is StrategyKind.MULTI_WORKER:
+  if kind is StrategyKind.MIRRORED:
+    use_own_collectives(tf.distribute.get_strategy())
+  elif kind is StrategyKind.MULTI_WORKER:
     compatibility.allow_multi_worker_fit()
   elif kind is StrategyKind.PARAMETER_SERVER:
     raise ValueError(

@@ -300,6 +300,40 @@ def test_file_of_another_optimizer_is_refused():
     other.load_own_variables({k: np.array(v) for k, v in store.items()})
 
 
+SEVERAL_STRATEGIES = """
+from tests.tensorflow_setup import tf
+import keras
+import numpy as np
+import robust_tf
+
+def fit(num_replicas, make):
+  devices = [f"CPU:{i}" for i in range(num_replicas)]
+  with tf.distribute.MirroredStrategy(devices).scope():
+    model = keras.Sequential([keras.Input((3,)), keras.layers.Dense(2)])
+    model.set_weights([np.ones((3, 2)), np.zeros(2)])
+    model.compile(make(0.1, momentum=0.0), "mse", jit_compile=False)
+  x = np.arange(24.0).reshape(8, 3) / 24
+  model.fit(x, x[:, :2], batch_size=8, verbose=0)
+  return model.get_weights()
+
+# With the collectives that TensorFlow takes by default.
+expected = fit(4, keras.optimizers.SGD)
+for num_replicas, make in (
+  (4, robust_tf.LocalSGD),
+  (2, robust_tf.LocalSGD),
+  (4, keras.optimizers.SGD),
+):
+  for found, value in zip(fit(num_replicas, make), expected):
+    np.testing.assert_allclose(found, value, rtol=1e-5)
+"""
+
+
+def test_local_models_train_beside_other_strategies():
+  # A process of its own: collectives that fail once fail ever after.
+  done = tensorflow_setup.run_script(SEVERAL_STRATEGIES, timeout_s=300)
+  assert done.returncode == 0, done.stderr
+
+
 PARAMETER_SERVER = """
 import socket
 
