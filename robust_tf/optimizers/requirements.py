@@ -5,6 +5,7 @@ Each function returns nothing, or raises the one error that says what to do.
 
 import inspect
 import numbers
+import warnings
 from collections.abc import Callable
 from collections.abc import Sequence
 
@@ -47,6 +48,23 @@ def check_strategy(optimizer: str) -> None:
       f"{optimizer} under {type(tf.distribute.get_strategy()).__name__} is"
       " not supported: use MirroredStrategy, MultiWorkerMirroredStrategy, or no"
       " strategy and VectorizedWorkers"
+    )
+
+
+def warn_of_lambda(name: str, choice: Callable) -> None:
+  """Warns that what is trained with a lambda can be saved, but not loaded.
+
+  Args:
+    name: of the argument that it is.
+    choice: a rule or an attack, or a `functools.partial` of one.
+  """
+  rule, _ = rule_and_parameters(choice)
+  if getattr(rule, "__name__", None) == "<lambda>":
+    warnings.warn(
+      f"{name} is a lambda: the optimizer trains with it, but Keras cannot load"
+      " a model that was saved with it; give a function with a name, registered"
+      " with keras.saving.register_keras_serializable()",
+      stacklevel=3,
     )
 
 

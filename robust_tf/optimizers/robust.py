@@ -109,7 +109,8 @@ class RobustOptimizer(keras.optimizers.Optimizer):
         learning rate schedule.
       aggregator: a rule of `robust_tf.aggregators`, with its parameters set by
         `functools.partial`, or any function of the rows [n, d] that returns
-        [d] in their dtype, made of TensorFlow operations.
+        [d] in their dtype, made of TensorFlow operations. A lambda is warned
+        of: Keras cannot load it again.
       byzantine: which workers attack, and how: for experiments. Steps are
         counted in updates.
       validation_loss: what `aggregators.zeno` needs, and no other rule.
@@ -172,6 +173,9 @@ class RobustOptimizer(keras.optimizers.Optimizer):
     # is loaded and used on one.
     if self.num_workers > 1:
       requirements.check_rule(aggregator, self.num_workers)
+    requirements.warn_of_lambda("aggregator", aggregator)
+    if byzantine is not None:
+      requirements.warn_of_lambda("byzantine.attack", byzantine.attack)
 
   @property
   def num_workers(self) -> int:

@@ -69,6 +69,10 @@ def replay(aggregate, num_workers=4, accumulate=1):
   return kernel
 
 
+def greatest(rows):
+  return tf.reduce_max(rows, axis=0)
+
+
 @pytest.mark.parametrize(
   ("kwargs", "aggregate", "accumulate"),
   [
@@ -80,7 +84,7 @@ def replay(aggregate, num_workers=4, accumulate=1):
     ),
     (
       {
-        "aggregator": lambda rows: tf.reduce_max(rows, axis=0),
+        "aggregator": greatest,
         "byzantine": Byzantine(
           (1,), functools.partial(attacks.inner_product, epsilon=3.0)
         ),

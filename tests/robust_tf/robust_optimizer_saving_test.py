@@ -46,6 +46,28 @@ OPTIMIZERS = {
 }
 
 
+def first(rows):
+  return rows[0]
+
+
+def test_only_a_lambda_is_warned_of():
+  def make(rule, attack):
+    return RobustOptimizer(
+      keras.optimizers.SGD(0.1),
+      rule,
+      byzantine=Byzantine((0,), attack),
+      workers_per_replica=4,
+    )
+
+  make(first, attacks.sign_flip)  # warnings are errors
+  with pytest.warns(UserWarning, match="^aggregator is a lambda: .* cannot"):
+    make(lambda rows: rows[0], attacks.sign_flip)
+  with pytest.warns(UserWarning, match="^aggregator is a lambda"):
+    make(functools.partial(lambda rows, k: rows[k], k=1), attacks.sign_flip)
+  with pytest.warns(UserWarning, match="^byzantine.attack is a lambda"):
+    make(first, lambda updates, byzantine, seed: updates)
+
+
 @pytest.mark.parametrize("name", ["accumulating", "attacked"])
 def test_training_resumes_exactly_from_a_checkpoint(name, tmp_path):
   model = compiled(OPTIMIZERS[name])
