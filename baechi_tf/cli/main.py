@@ -4,6 +4,8 @@ Bad input is one line on stderr and exit code 2, a model that does not fit one
 line and exit code 3. Anything else is a bug, and may trace.
 """
 
+import argparse
+import importlib.metadata
 import os
 import sys
 from collections.abc import Sequence
@@ -85,12 +87,23 @@ def _parser() -> argparse_flags.ArgumentParser:
     metavar="FILE",
     help="take arguments from a file, one a line; can be given anywhere",
   )
+  parser.add_argument(
+    "--version", action=_Version, nargs=0, help="print the version and exit"
+  )
   subparsers = parser.add_subparsers(
     title="commands", metavar="COMMAND", required=True
   )
   for subcommand in _SUBCOMMANDS:
     subcommand.add_parser(subparsers)
   return parser
+
+
+class _Version(argparse.Action):
+  """Prints the version, which is looked up only then."""
+
+  def __call__(self, parser, namespace, values, option_string=None):
+    print(f"baechi {importlib.metadata.version('baechi-tf')}")
+    parser.exit()
 
 
 def _complain(error: Exception, code: int) -> int:

@@ -30,6 +30,31 @@ SUPPLIED = frozenset(
   }
 )  # fmt: skip
 
+# Names that other libraries and papers give to what we name otherwise.
+ALIASES = {
+  "alie": "a_little_is_enough",
+  "average": "mean",
+  "coordinate_wise_median": "median",
+  "cwmed": "median",
+  "cwtm": "trimmed_mean",
+  "empire": "inner_product",
+  "fall_of_empires": "inner_product",
+  "foe": "inner_product",
+  "geomed": "geometric_median",
+  "gm": "geometric_median",
+  "inf": "non_finite",
+  "ipm": "inner_product",
+  "lf": "label_flip",
+  "little": "a_little_is_enough",
+  "nan": "non_finite",
+  "rfa": "geometric_median",
+  "sf": "sign_flip",
+  "signflip": "sign_flip",
+  "signsgd": "scaled_sign",
+  "tm": "trimmed_mean",
+  "trmean": "trimmed_mean",
+}
+
 # By function, the source text of each parameter's default; None where there
 # is no default.
 Signatures = Mapping[str, Mapping[str, str | None]]
@@ -82,8 +107,11 @@ def chosen_arguments(
 
 
 def near(name: str, names: Collection[str], prefix: str = "") -> str:
-  """Returns a question, if there is a name that resembles this one."""
-  found = difflib.get_close_matches(name, sorted(names), n=1)
+  """Returns a question, if a name means the same or resembles this one."""
+  plain = name.lower().replace("-", "_")
+  meant = ALIASES.get(plain, ALIASES.get(plain.replace("_", "")))
+  found = [meant] if meant in names else []
+  found += difflib.get_close_matches(plain, sorted(names), n=1)
   return f" (did you mean {prefix}{found[0]}?)" if found else ""
 
 

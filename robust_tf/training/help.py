@@ -15,6 +15,7 @@ from robust_tf.training.choices import signatures
 
 _USAGE = """\
 usage: robust-train [--flagfile=FILE] [--NAME=VALUE ...]
+       robust-train --help | --version
 
 Trains a model on n workers of which some may be Byzantine: an aggregation rule
 makes one update of theirs. Or on n workers that send little: with optimizers

@@ -5,6 +5,7 @@ may trace.
 """
 
 import contextlib
+import importlib.metadata
 import logging
 import os
 import signal
@@ -55,6 +56,9 @@ def main(argv: Sequence[str], is_member: bool = False) -> int:
   os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
   if _HELP.intersection(argv):
     print(help_text())
+    return 0
+  if "--version" in argv:
+    print(f"robust-train {importlib.metadata.version('baechi-tf')}")
     return 0
   try:
     with contextlib.ExitStack() as stack:

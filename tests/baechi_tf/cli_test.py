@@ -1,5 +1,6 @@
 """The command line on cost graphs, and on what is wrong before TensorFlow."""
 
+import importlib.metadata
 import json
 import os
 import re
@@ -445,6 +446,14 @@ def test_placement_of_another_model_is_refused(plan, message, scratch, capsys):
   line = complaint(capsys, *argv, "--report=r")
   assert line.startswith("baechi: plan.json: ")
   assert message in line
+
+
+def test_version_is_that_of_the_distribution(capsys):
+  with pytest.raises(SystemExit) as ended:
+    main(["--version"])
+  assert not ended.value.code
+  version = importlib.metadata.version("baechi-tf")
+  assert capsys.readouterr().out == f"baechi {version}\n"
 
 
 def test_missing_placement_is_refused(capsys):

@@ -1,5 +1,6 @@
 """The flags of robust-train: what they mean, and what is wrong with them."""
 
+import importlib.metadata
 import inspect
 import json
 import os
@@ -11,6 +12,7 @@ import sys
 import pytest
 
 from robust_tf.federated.partition import PARTITIONS
+from robust_tf.training import choices
 from robust_tf.training import job_flags
 from robust_tf.training import output
 from robust_tf.training.choices import LABEL_FLIP
@@ -18,6 +20,7 @@ from robust_tf.training.choices import parameters
 from robust_tf.training.choices import signatures
 from robust_tf.training.choices import SUPPLIED
 from robust_tf.training.help import help_text
+from robust_tf.training.job_flags import COMPRESSORS
 from robust_tf.training.job_flags import flag_texts
 from robust_tf.training.job_flags import parse_flags
 from robust_tf.training.main import main
@@ -327,6 +330,38 @@ def test_experiment_is_sound_and_says_why(path):
   settings = parse_settings([f"--flagfile={path}"])
   assert settings.output is None
   assert path.read_text().startswith("# ")
+
+
+@pytest.mark.parametrize(
+  ("flag", "name", "meant"),
+  [
+    ("attack", "alie", "a_little_is_enough"),
+    ("attack", "ALIE", "a_little_is_enough"),
+    ("attack", "ipm", "inner_product"),
+    ("attack", "SignFlip", "sign_flip"),
+    ("aggregator", "trmean", "trimmed_mean"),
+    ("aggregator", "cwmed", "median"),
+    ("aggregator", "GeoMed", "geometric_median"),
+    ("aggregator", "rfa", "geometric_median"),
+    ("aggregator", "multikrum", "multi_krum"),
+  ],
+)
+def test_other_name_of_the_field_is_understood(flag, name, meant):
+  with pytest.raises(ValueError, match=rf"did you mean {meant}\?"):
+    parse_settings([f"--{flag}={name}"])
+
+
+def test_other_names_are_of_what_there_is():
+  names = {x for table in choices.signatures().values() for x in table}
+  names |= set(COMPRESSORS)
+  assert set(choices.ALIASES.values()) <= names
+  assert not choices.ALIASES.keys() & names
+
+
+def test_version_is_that_of_the_distribution(capsys):
+  assert main(["--version"]) == 0
+  version = importlib.metadata.version("baechi-tf")
+  assert capsys.readouterr().out == f"robust-train {version}\n"
 
 
 # TF_CONFIG.
