@@ -137,8 +137,11 @@ def test_too_few_replicas_are_refused_at_once():
 
 
 def test_wrong_length_of_an_aggregate_is_refused_when_it_is_known():
+  def too_short(rows):
+    return rows[0][:2]
+
   found = replicas.Problem(
-    lambda: make(aggregator=lambda rows: rows[0][:2], workers_per_replica=2),
+    lambda: make(aggregator=too_short, workers_per_replica=2),
     [np.zeros(3, np.float32)],
     rows=2,
   )

@@ -133,14 +133,12 @@ def test_clipping_is_of_each_worker_before_the_rule(setting, clip, layout):
 
 
 def test_clipping_bounds_a_huge_gradient_and_leaves_a_nan():
+  def sum_with_100_for_nan(rows):
+    return tf.reduce_sum(tf.where(tf.math.is_finite(rows), rows, 100.0), axis=0)
+
   gradients = np.float32([[1e30, 0], [np.nan, 1], [3, 4], [0, 0]])
   found = problem(
-    lambda rows: tf.reduce_sum(
-      tf.where(tf.math.is_finite(rows), rows, 100.0), axis=0
-    ),
-    (None, 4),
-    shapes=((2,),),
-    global_clipnorm=1.0,
+    sum_with_100_for_nan, (None, 4), shapes=((2,),), global_clipnorm=1.0
   )
   found.step([gradients])
   # Rows [1, 0], [NaN, NaN], [0.6, 0.8] and [0, 0].
@@ -301,7 +299,7 @@ def test_variables_of_several_dtypes_keep_theirs():
   found = Problem(
     lambda: RobustOptimizer(
       keras.optimizers.SGD(1.0),
-      lambda rows: tf.reduce_max(rows, axis=0),
+      greatest,
       workers_per_replica=2,
     ),
     initial,
