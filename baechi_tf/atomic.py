@@ -7,8 +7,9 @@ process may have put there meanwhile. What is replaced stays in the staging
 directory until all else has succeeded, and goes back if anything fails.
 
 A killed process leaves its staging directories, `.baechi-` and 32 hexadecimal
-digits. Each holds a lock file with a mark. The next writer to the same
-directory removes those that have the mark and that no process has locked.
+digits. Each holds a lock file of our own name, made first and removed last. The
+next writer to the same directory removes those whose lock no process holds, and
+empty ones.
 """
 
 import contextlib
@@ -29,7 +30,7 @@ _RENAME_EXCHANGE = 2
 _UNSUPPORTED = (errno.ENOSYS, errno.EINVAL, errno.EOPNOTSUPP)
 
 _STAGING = re.compile(r"\.baechi-[0-9a-f]{32}")
-_MARK = b"staging directory of baechi_tf\n"
+_LOCK = "baechi_tf.lock"
 
 # Raises if what is at the path given to it must not be replaced.
 CheckReplaced = Callable[[str], None]
@@ -185,21 +186,15 @@ class _Staged:
   def open(self) -> None:
     """Makes the staging directory and locks it."""
     _remove_abandoned(os.path.dirname(self.directory))
-    os.mkdir(self.directory)
-    try:
-      self._lock = open(os.path.join(self.directory, "lock"), "xb", buffering=0)
-      fcntl.flock(self._lock, fcntl.LOCK_EX)
-      # Once it has the mark, whoever can lock it may remove the directory.
-      self._lock.write(_MARK)
-    except BaseException:
-      self.close()
-      raise
+    while self._lock is None:
+      os.mkdir(self.directory)
+      self._lock = _lock_new(self.directory)
 
   def close(self) -> None:
-    """Removes the staging directory."""
-    shutil.rmtree(self.directory, ignore_errors=True)
-    if self._lock:
-      self._lock.close()
+    """Removes the staging directory, and what was replaced with it."""
+    with contextlib.suppress(OSError):
+      _remove_staging(self.directory)
+    os.close(self._lock)
 
   def publish(self) -> None:
     """Moves the output to its path."""
@@ -231,6 +226,24 @@ class _Staged:
       raise OSError(error.errno or errno.EIO, reason, name) from None
 
 
+def _lock_new(staging: str) -> int | None:
+  """Returns the descriptor of a new directory's lock, which this process holds.
+
+  None if another process took the directory for an abandoned one just before,
+  and removed it.
+  """
+  path = os.path.join(staging, _LOCK)
+  try:
+    descriptor = os.open(path, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600)
+  except FileNotFoundError:
+    return None
+  fcntl.flock(descriptor, fcntl.LOCK_EX)
+  if os.path.exists(path):
+    return descriptor
+  os.close(descriptor)
+  return None
+
+
 def _remove_abandoned(parent: str) -> None:
   """Removes the staging directories that killed processes left in `parent`."""
   for name in sorted(os.listdir(parent)):
@@ -240,14 +253,30 @@ def _remove_abandoned(parent: str) -> None:
     # Another writer may be at work in it, or remove it first; and if it cannot
     # be removed, the new output is no worse for it.
     with contextlib.suppress(OSError):
-      flags = os.O_RDONLY | os.O_NOFOLLOW
-      descriptor = os.open(os.path.join(staging, "lock"), flags)
+      if not os.listdir(staging):
+        os.rmdir(staging)
+        continue
+      flags = os.O_RDWR | os.O_NOFOLLOW
+      descriptor = os.open(os.path.join(staging, _LOCK), flags)
       try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        if os.read(descriptor, len(_MARK) + 1) == _MARK:
-          shutil.rmtree(staging)
+        _remove_staging(staging)
       finally:
         os.close(descriptor)
+
+
+def _remove_staging(staging: str) -> None:
+  """Removes a staging directory, its lock last."""
+  for name in os.listdir(staging):
+    path = os.path.join(staging, name)
+    if name == _LOCK:
+      continue
+    if os.path.isdir(path) and not os.path.islink(path):
+      shutil.rmtree(path)
+    else:
+      os.remove(path)
+  os.remove(os.path.join(staging, _LOCK))
+  os.rmdir(staging)
 
 
 def _move_to_free(source: str, target: str) -> bool:

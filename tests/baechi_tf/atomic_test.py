@@ -186,6 +186,16 @@ def test_files_that_look_like_ours_stay(tmp_path):
   assert sorted(os.listdir(tmp_path)) == sorted([*before, "file"])
 
 
+def test_staging_of_a_process_killed_at_its_beginning_or_end_is_removed(
+  tmp_path,
+):
+  (tmp_path / f".baechi-{0:032x}").mkdir()
+  (tmp_path / f".baechi-{1:032x}").mkdir()
+  (tmp_path / f".baechi-{1:032x}" / "baechi_tf.lock").touch()
+  atomic.write_text(tmp_path / "file", ["text"])
+  assert os.listdir(tmp_path) == ["file"]
+
+
 def test_error_without_a_number_names_the_path(tmp_path):
   path = tmp_path / "file"
   with pytest.raises(OSError, match="it broke: '.*/file'"):
