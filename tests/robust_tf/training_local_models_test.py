@@ -110,6 +110,12 @@ def test_each_process_goes_on_from_what_its_workers_kept(tmp_path):
     steps = f"--steps={steps}"
     done = cluster(tmp_path / name, tmp_path / "l", *argv, steps, patient)
     assert done.exit_code == 0, done.tail(done.failed or 0)
+    if (name, steps) == ("parts", "--steps=40"):
+      # One process cannot go on from its last checkpoint, so none does.
+      kept = tmp_path / "parts" / output.CHECKPOINTS / "process_1"
+      (kept / "ckpt-40.index").write_bytes(b"rubbish")
+  assert "ckpt-40: file is too short" in done.output(1)
+  assert "the run goes on from ckpt-20" in done.output(1)
   assert result(tmp_path / "whole") == result(tmp_path / "parts")
   run(*argv[:-1], "--steps=60", f"--output={tmp_path / 'one'}")
   weights = [
