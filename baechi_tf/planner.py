@@ -32,6 +32,7 @@ from baechi_tf.placers.favorite_child import uses_lp
 from baechi_tf.simulator import overflow
 from baechi_tf.simulator import simulate
 from baechi_tf.simulator import Simulation
+from baechi_tf.watched import Progress
 
 BEST = "best"
 # What a placer was given: co-placed ops as one group, the same but no group
@@ -117,7 +118,8 @@ def plan(
       if it finds no plan with them; where memory is short, both try smaller
       groups before.
     fusion: contract edges inside groups before placing.
-    progress: called with a line before each stage.
+    progress: called with a line before each stage, and now and then during a
+      long one.
 
   Raises:
     InfeasiblePlacementError: no plan was found that fits the memory.
@@ -229,9 +231,9 @@ def _try(graph, cluster, placer, coarse, clock):
   error = ""
   for fraction in _MEMORY_FRACTIONS:
     try:
-      with clock.stage(f"placing with {placer}"):
+      with clock.stage(f"placing with {placer}") as progress:
         placement = PLACERS[placer](
-          coarse.graph, cluster.with_memory_fraction(fraction)
+          coarse.graph, cluster.with_memory_fraction(fraction), progress
         )
     except InfeasiblePlacementError as infeasible:
       return None, error or str(infeasible)
@@ -251,11 +253,14 @@ class _Clock:
     self._progress = progress
 
   @contextlib.contextmanager
-  def stage(self, name: str) -> Iterator[None]:
+  def stage(self, name: str) -> Iterator[Progress]:
+    """Yields a function of (ops done, ops in all) that shows both."""
     self._progress(f"{name} (compiling, the first time)" if FIRST_RUN else name)
     begin = time.perf_counter()
     try:
-      yield
+      yield lambda done, total: self._progress(
+        f"{name}, {done:,} of {total:,} ops"
+      )
     finally:
       spent = time.perf_counter() - begin
       self.seconds[name] = self.seconds.get(name, 0.0) + spent

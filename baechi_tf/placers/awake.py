@@ -1,6 +1,10 @@
 """Awake devices: those that wait for the favourite child of what they ran.
 
 Hanen and Munier's "small communication times" (SCT), which m-SCT adds to m-ETF.
+
+Both questions asked here are about all devices, and asked for every device at
+every step. So the answers are kept, with what would change them: only a look at
+what has happened since is needed, as a rule at one device.
 """
 
 from baechi_tf.compiled import compiled_inner
@@ -9,21 +13,80 @@ from baechi_tf.placers.bookings import may_run
 from baechi_tf.placers.bookings import NEVER
 from baechi_tf.placers.bookings import NONE
 from baechi_tf.placers.bookings import transfer_end
+from baechi_tf.simulator import HALF_DUPLEX
 
 
 @compiled_inner
-def inputs_anywhere(p, s, op):
+def inputs_anywhere(p, s, op, by):
   """When the inputs of a ready op could be on any device that may run it.
 
   From then on the op is urgent: nothing is gained by waiting for a better one.
   Whether those devices are busy does not matter; if it did, a single busy one
   would keep all awake devices idle.
+
+  If that is later than `by`, the result may be too early, but is above `by`.
   """
-  latest = 0.0
+  where = s.group_device[p.group[op]]
+  if where != NONE:
+    return inputs_there(p, s, op, where)
+  family = p.family[op]
+  if s.urgent_at[family] > by:
+    return s.urgent_at[family]
+  if _ask_device(p, s, op, s.urgent_device[family]) > by:
+    return s.urgent_at[family]
+  num_devices = len(p.memory)
+  first, last = s.urgent_log[family], s.log_length[0]
+  if first == NONE or last - first > num_devices:
+    return _ask_all_devices(p, s, op, by)
+  for i in range(first, last):
+    source, target = s.log_source[i], s.log_target[i]
+    if _sends_through(p, s, op, source, target):
+      return _ask_all_devices(p, s, op, by)
+    _ask_device(p, s, op, target)
+    if p.channel == HALF_DUPLEX:
+      _ask_device(p, s, op, source)
+  s.urgent_log[family] = last
+  return s.urgent_at[family]
+
+
+@compiled_inner
+def _ask_all_devices(p, s, op, by):
+  family = p.family[op]
   for k in range(len(p.memory)):
-    if may_run(p, s, op, k):
-      latest = max(latest, inputs_there(p, s, op, k))
-  return latest
+    if _ask_device(p, s, op, k) > by:
+      return s.urgent_at[family]
+  s.urgent_log[family] = s.log_length[0]
+  return s.urgent_at[family]
+
+
+@compiled_inner
+def _ask_device(p, s, op, k):
+  """Notes it if the inputs could be on `k` only later than known so far."""
+  family = p.family[op]
+  there = inputs_there(p, s, op, k)
+  if there > s.urgent_at[family]:
+    s.urgent_at[family] = there
+    s.urgent_device[family] = k
+  return there
+
+
+@compiled_inner
+def ask_anew(p, s, op):
+  """Forgets what is known of an op's family and finds out when it is urgent."""
+  family = p.family[op]
+  s.urgent_at[family] = 0.0
+  s.urgent_log[family] = NONE
+  return inputs_anywhere(p, s, op, NEVER)
+
+
+@compiled_inner
+def _sends_through(p, s, op, source, target):
+  """Whether a transfer used a channel by which an op's inputs would leave."""
+  for i in range(p.input_offsets[op], p.input_offsets[op + 1]):
+    home = s.device[p.tensor_op[p.input_tensor[i]]]
+    if home == source or (p.channel == HALF_DUPLEX and home == target):
+      return True
+  return False
 
 
 @compiled_inner
@@ -44,11 +107,34 @@ def awaits(p, s, op, k):
       return False
   now = s.device_free[k]
   here = _earliest_child_start(p, s, child, k, now)
+  # Elsewhere it can start no earlier than when `k` last asked, unless a parent
+  # has been placed since.
+  parents = s.unplaced_parents[child]
+  if s.rival_child[k] == child and s.rival_parents[k] == parents:
+    if here < s.rival_start[k]:
+      return True
+  rival = s.rival[k]
+  if rival != NONE and may_run(p, s, child, rival):
+    if _earliest_child_start(p, s, child, rival, now) <= here:
+      return False
+  return _find_rival(p, s, child, k, now, here) == NONE
+
+
+@compiled_inner
+def _find_rival(p, s, child, k, now, here):
+  """Another device on which the child could start by `here`, or `NONE`."""
+  least = NEVER
   for other in range(len(p.memory)):
     if other != k and may_run(p, s, child, other):
-      if _earliest_child_start(p, s, child, other, now) <= here:
-        return False
-  return True
+      start = _earliest_child_start(p, s, child, other, now)
+      if start <= here:
+        s.rival[k] = other
+        return other
+      least = min(least, start)
+  s.rival_start[k] = least
+  s.rival_child[k] = child
+  s.rival_parents[k] = s.unplaced_parents[child]
+  return NONE
 
 
 @compiled_inner

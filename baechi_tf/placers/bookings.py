@@ -15,6 +15,7 @@ from baechi_tf.compiled import compiled
 from baechi_tf.compiled import compiled_inner
 from baechi_tf.op_graph import offsets_of
 from baechi_tf.op_graph import OpGraph
+from baechi_tf.placers.families import find_families
 from baechi_tf.simulator import HALF_DUPLEX
 from baechi_tf.simulator import transfer_start
 
@@ -48,6 +49,12 @@ class Problem(NamedTuple):
   group_members: np.ndarray
   group_persistent: np.ndarray
   group_working: np.ndarray
+  family: np.ndarray  # [n], and the rest of Families' arrays
+  family_offsets: np.ndarray
+  family_members: np.ndarray
+  family_position: np.ndarray
+  family_consumer_offsets: np.ndarray
+  family_consumers: np.ndarray
   favorite_child: np.ndarray  # [n], or empty: no device is ever awake
   memory: np.ndarray
   latency_us: np.ndarray
@@ -73,6 +80,19 @@ class State(NamedTuple):
   unplaced_consumers: np.ndarray  # [m]
   reserved: np.ndarray  # [D] persistent bytes of the groups placed there
   live: np.ndarray  # [D] outputs, copies and workspace held there
+  next_unplaced: np.ndarray  # [n + 1], position in the families, see sibling
+  # The log of transfers booked, and how many there are.
+  log_source: np.ndarray
+  log_target: np.ndarray
+  log_length: np.ndarray  # [1]
+  # For `awake`, [f] and [D]: what has been found out, to be brought up to date.
+  urgent_at: np.ndarray  # a family's inputs could not be anywhere before
+  urgent_device: np.ndarray  # because of this device
+  urgent_log: np.ndarray  # log length when all devices had been asked, or NONE
+  rival: np.ndarray  # where the awaited child could start as early as here
+  rival_start: np.ndarray  # the child cannot start elsewhere before
+  rival_child: np.ndarray  # which child
+  rival_parents: np.ndarray  # how many of its parents were not placed
 
 
 class Queues(NamedTuple):
@@ -100,6 +120,7 @@ def new_problem(
   )
   members = np.lexsort((graph.rank, graph.group))
   times = graph.times_on(cluster.types)
+  families = find_families(graph)
   return Problem(
     times=times,
     fastest=times.min(axis=1),
@@ -120,6 +141,12 @@ def new_problem(
     group_members=members,
     group_persistent=graph.group_persistent_bytes,
     group_working=graph.group_working_bytes,
+    family=families.of_op,
+    family_offsets=families.offsets,
+    family_members=families.members,
+    family_position=families.position,
+    family_consumer_offsets=families.consumer_offsets,
+    family_consumers=families.consumers,
     favorite_child=np.array(
       () if favorite_child is None else favorite_child, np.int64
     ),
@@ -134,6 +161,8 @@ def new_state(p: Problem) -> State:
   """Returns the state in which nothing has been placed."""
   num_ops, num_devices = p.times.shape
   num_tensors = len(p.tensor_op)
+  num_edges = len(p.edge_op)
+  num_families = len(p.family_offsets) - 1
   send_free, send_trial = np.zeros(num_devices), np.zeros(num_devices)
   half = p.channel == HALF_DUPLEX
   return State(
@@ -152,6 +181,17 @@ def new_state(p: Problem) -> State:
     unplaced_consumers=np.diff(p.consumer_offsets),
     reserved=np.zeros(num_devices, np.int64),
     live=np.zeros(num_devices, np.int64),
+    next_unplaced=np.arange(num_ops + 1),
+    log_source=np.empty(num_edges, np.int64),
+    log_target=np.empty(num_edges, np.int64),
+    log_length=np.zeros(1, np.int64),
+    urgent_at=np.zeros(num_families),
+    urgent_device=np.zeros(num_families, np.int64),
+    urgent_log=np.full(num_families, NONE),
+    rival=np.full(num_devices, NONE),
+    rival_start=np.zeros(num_devices),
+    rival_child=np.full(num_devices, NONE),
+    rival_parents=np.zeros(num_devices, np.int64),
   )
 
 
@@ -197,8 +237,11 @@ def inputs_there(p, s, op, k):
   The transfers are tried in the order in which placing the op would book them,
   since several inputs share one channel.
   """
+  s.receive_trial[k] = s.receive_free[k]
+  for i in range(p.input_offsets[op], p.input_offsets[op + 1]):
+    source = s.device[p.tensor_op[p.input_tensor[i]]]
+    s.send_trial[source] = s.send_free[source]
   latest = 0.0
-  tried = False
   for i in range(p.input_offsets[op], p.input_offsets[op + 1]):
     tensor = p.input_tensor[i]
     source = p.tensor_op[tensor]
@@ -206,10 +249,6 @@ def inputs_there(p, s, op, k):
     if s.device[source] == k:
       end = s.finish[source]
     elif end == NEVER:
-      if not tried:
-        tried = True
-        s.send_trial[:] = s.send_free
-        s.receive_trial[:] = s.receive_free
       end = _send(
         p,
         tensor,
@@ -294,6 +333,7 @@ def place_op(p, s, q, op, k, begin):
     s.reserved[k] += p.group_persistent[group]
   end = begin + p.times[op, k]
   s.device[op] = k
+  s.next_unplaced[p.family_position[op]] += 1
   s.finish[op] = end
   s.device_free[k] = end
   s.live[k] += p.working_bytes[op]
@@ -308,6 +348,9 @@ def place_op(p, s, q, op, k, begin):
       )
       s.live[k] += p.tensor_bytes[tensor]
       sent.append(tensor)
+      s.log_source[s.log_length[0]] = home
+      s.log_target[s.log_length[0]] = k
+      s.log_length[0] += 1
     s.last_use[tensor, k] = max(s.last_use[tensor, k], end)
     s.unplaced_consumers[tensor] -= 1
     if s.unplaced_consumers[tensor] == 0:

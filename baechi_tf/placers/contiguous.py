@@ -17,16 +17,24 @@ from baechi_tf.placers.walk import groups_in_order
 from baechi_tf.shortage import memory_by_kind
 from baechi_tf.shortage import op_fits_nowhere
 from baechi_tf.shortage import Shortage
+from baechi_tf.watched import Progress
 
 _BISECTIONS = 50
 
 
-def place(graph: OpGraph, cluster: Cluster) -> Placement:
+def place(
+  graph: OpGraph, cluster: Cluster, progress: Progress | None = None
+) -> Placement:
   """Returns the contiguous split with the shortest longest stretch.
 
   A stretch's memory is what its ops would use if the whole step ran in
   topological order. Optimal for devices of equal speed and memory; devices
   that differ are filled in the order in which the cluster lists them.
+
+  Args:
+    graph: the ops to place; groups are hard constraints.
+    cluster: the devices, whose memory is a limit.
+    progress: not called, because this takes no time to speak of.
 
   Raises:
     InfeasiblePlacementError: a group fits on no device that is left.

@@ -11,7 +11,10 @@ only grow as ops are placed. Each device keeps the ops whose inputs would be
 there by the time it is free in one heap (by rank) and the rest in another (by
 arrival); a key that has gone stale is a lower bound, and is brought up to date
 only when it reaches the top. One arrival can become earlier, that of an op
-whose input has just been sent for another's sake: it is entered again.
+whose input has just been sent for another's sake: it is entered again. Ops with
+the same inputs arrive together, so one of them stands in the heaps for all
+(`families`): else one tensor with n consumers, sent to D devices one after
+another, would make n keys stale on D devices D times.
 """
 
 import heapq
@@ -24,6 +27,7 @@ from baechi_tf.compiled import compiled_inner
 from baechi_tf.op_graph import OpGraph
 from baechi_tf.placement import InfeasiblePlacementError
 from baechi_tf.placement import Placement
+from baechi_tf.placers.awake import ask_anew
 from baechi_tf.placers.awake import awaits
 from baechi_tf.placers.awake import inputs_anywhere
 from baechi_tf.placers.bookings import fits
@@ -41,14 +45,22 @@ from baechi_tf.placers.bookings import place_op
 from baechi_tf.placers.bookings import received_bytes
 from baechi_tf.placers.bookings import sort_inputs
 from baechi_tf.placers.bookings import URGENT
+from baechi_tf.placers.families import sibling
 from baechi_tf.shortage import group_memory
 from baechi_tf.shortage import memory_by_kind
 from baechi_tf.shortage import op_fits_nowhere
 from baechi_tf.shortage import Shortage
+from baechi_tf.watched import DONE
+from baechi_tf.watched import Progress
+from baechi_tf.watched import run_watched
+from baechi_tf.watched import STOP
 
 
 def schedule(
-  graph: OpGraph, cluster: Cluster, favorite_child: np.ndarray | None = None
+  graph: OpGraph,
+  cluster: Cluster,
+  favorite_child: np.ndarray | None = None,
+  progress: Progress | None = None,
 ) -> Placement:
   """Returns the placement of the earliest-task-first schedule.
 
@@ -60,6 +72,7 @@ def schedule(
     cluster: the devices, whose memory is a limit.
     favorite_child: int64 `[n]`, the successor that should follow an op on its
       device, or `NONE`. None for plain m-ETF.
+    progress: called now and then with (ops placed, ops in all).
 
   Raises:
     InfeasiblePlacementError: an op fits on no device; the message names it,
@@ -68,7 +81,9 @@ def schedule(
   """
   problem = new_problem(graph, cluster, favorite_child)
   state = new_state(problem)
-  if graph.num_ops and not _schedule(problem, state):
+  if graph.num_ops and not run_watched(
+    _schedule, problem, state, total=graph.num_ops, progress=progress
+  ):
     raise InfeasiblePlacementError(_why_not(graph, cluster, problem, state))
   return Placement(graph.names, cluster.device_names, state.device)
 
@@ -107,27 +122,34 @@ def _needed_by_kind(graph, p, s, op, k) -> dict[str, int]:
 
 @compiled_inner
 def _enter(p, s, q, op, k):
-  """Makes a ready op a candidate of device `k`, if it may run there."""
+  """Makes a ready op, and its family, candidates of `k`, if they may run there.
+
+  A family is entered by its first member that is not placed: the others follow
+  it, see `_earliest_in`.
+  """
   if may_run(p, s, op, k):
     pinned = s.group_device[p.group[op]] == k
     queue = k + len(p.memory) * (PINNED if pinned else OPEN)
-    heapq.heappush(q.arriving[queue], (inputs_there(p, s, op, k), p.rank[op]))
+    heapq.heappush(
+      q.arriving[queue], (inputs_there(p, s, op, k), 2 * p.rank[op])
+    )
 
 
 @compiled_inner
-def _enter_urgent(p, s, q, op):
-  """Makes a ready op a candidate of every device that should be awake."""
-  if len(p.favorite_child) > 0:
-    urgent_at = inputs_anywhere(p, s, op)
-    for k in range(len(p.memory)):
-      if may_run(p, s, op, k):
-        queue = k + len(p.memory) * URGENT
-        heapq.heappush(q.arriving[queue], (urgent_at, p.rank[op]))
+def _enter_urgent(p, s, q, op, k, urgent_at):
+  """Makes them candidates of `k` for when it is awake."""
+  if may_run(p, s, op, k):
+    queue = k + len(p.memory) * URGENT
+    heapq.heappush(q.arriving[queue], (urgent_at, 2 * p.rank[op]))
 
 
 @compiled_inner
 def _earliest_in(p, s, q, kind, k):
-  """The earliest start of a candidate in a queue, and its rank."""
+  """The earliest start of a candidate in a queue, and its rank.
+
+  Once a member of a family is placed or does not fit, the next one takes its
+  place: it could start at the same time.
+  """
   queue = kind * len(p.memory) + k
   arriving, waiting = q.arriving[queue], q.waiting[queue]
   while True:
@@ -135,28 +157,37 @@ def _earliest_in(p, s, q, kind, k):
       heapq.heappush(waiting, heapq.heappop(arriving)[1])
     is_waiting = len(waiting) > 0
     if is_waiting:
-      key, r = s.device_free[k], waiting[0]
+      key, entry = s.device_free[k], waiting[0]
     elif len(arriving) > 0:
-      key, r = arriving[0]
+      key, entry = arriving[0]
     else:
       return NEVER, np.int64(NONE)
-    op = p.order[r]
-    if not may_run(p, s, op, k):
-      start = NEVER  # placed meanwhile, here or elsewhere
-    elif kind == URGENT:
-      start = max(s.device_free[k], inputs_anywhere(p, s, op))
-    else:
-      start = max(s.device_free[k], inputs_there(p, s, op, k))
-    if start == key and fits(p, s, q, op, k, start):
-      return start, r
+    op = p.order[entry // 2]
+    start = NEVER  # if placed meanwhile, here or elsewhere
+    if may_run(p, s, op, k):
+      if kind == URGENT:
+        start = max(s.device_free[k], inputs_anywhere(p, s, op, key))
+      else:
+        start = max(s.device_free[k], inputs_there(p, s, op, k))
+      if start == key and fits(p, s, q, op, k, start):
+        return start, entry // 2
     if is_waiting:
       heapq.heappop(waiting)
     else:
       heapq.heappop(arriving)
+    if start not in (key, NEVER):  # its channel has been used meanwhile
+      heapq.heappush(arriving, (start, entry))
+      continue
     if start == key:
-      q.blocked[queue].append(r)
-    elif start < NEVER:  # its channel has been used meanwhile
-      heapq.heappush(arriving, (start, r))
+      q.blocked[queue].append(entry | 1)
+    if entry % 2 == 0:
+      following = sibling(p, s, op, 1)
+      if following != NONE:
+        entry = 2 * p.rank[following]
+        if is_waiting:
+          heapq.heappush(waiting, entry)
+        else:
+          heapq.heappush(arriving, (key, entry))
 
 
 @compiled_inner
@@ -217,11 +248,33 @@ def _enter_again(p, s, q, op, k, new_group, sent):
       if s.is_ready[p.group_members[i]]:
         _enter(p, s, q, p.group_members[i], k)
   for tensor in sent:  # others may want it here too
-    first, last = p.consumer_offsets[tensor], p.consumer_offsets[tensor + 1]
-    for edge in range(first, last):
-      if s.is_ready[p.edge_op[edge]]:
-        _enter(p, s, q, p.edge_op[edge], k)
-        _enter_urgent(p, s, q, p.edge_op[edge])
+    first = p.family_consumer_offsets[tensor]
+    last = p.family_consumer_offsets[tensor + 1]
+    for i in range(first, last):
+      family = p.family_consumers[i]
+      other = p.family_members[p.family_offsets[family]]
+      other = sibling(p, s, other, 0)
+      if other != NONE and s.is_ready[other]:
+        _enter(p, s, q, other, k)
+        if len(p.favorite_child) > 0:
+          _enter_urgent_again(p, s, q, other, k)
+
+
+@compiled_inner
+def _enter_urgent_again(p, s, q, op, k):
+  """Renews urgent candidates now that an input has been sent to `k`.
+
+  They can be urgent earlier only if it was because of `k` that they were not.
+  """
+  family = p.family[op]
+  before = s.urgent_at[family]
+  if s.group_device[p.group[op]] != NONE:
+    _enter_urgent(p, s, q, op, k, inputs_there(p, s, op, k))
+  elif s.urgent_device[family] == k and ask_anew(p, s, op) < before:
+    for other in range(len(p.memory)):
+      _enter_urgent(p, s, q, op, other, s.urgent_at[family])
+  else:
+    _enter_urgent(p, s, q, op, k, before)
 
 
 @compiled_inner
@@ -229,16 +282,23 @@ def _make_ready(p, s, q, op):
   """Notes that all parents of an op are placed: it is a candidate."""
   sort_inputs(p, s, op)
   s.is_ready[op] = True
+  family = p.family[op]
+  if op != p.family_members[p.family_offsets[family]]:
+    return  # the first member stands for it
   for k in range(len(p.memory)):
     _enter(p, s, q, op, k)
-  _enter_urgent(p, s, q, op)
+  if len(p.favorite_child) > 0:
+    urgent_at = ask_anew(p, s, op)
+    for k in range(len(p.memory)):
+      _enter_urgent(p, s, q, op, k, urgent_at)
 
 
 @compiled
-def _schedule(p, s):
+def _schedule(p, s, watch):
   """Places every op, or stops when no op that is ready fits anywhere.
 
-  Returns whether every op has been placed; the rest is in the state.
+  Returns whether every op has been placed; the rest is in the state. `watch` is
+  that of `run_watched`.
   """
   num_ops, num_devices = p.times.shape
   q = new_queues(num_devices)
@@ -247,7 +307,10 @@ def _schedule(p, s):
     if s.unplaced_parents[op] == 0:
       _make_ready(p, s, q, op)
 
-  for _ in range(num_ops):
+  for num_placed in range(num_ops):
+    watch[DONE] = num_placed
+    if watch[STOP] != 0:
+      return False
     start, r, k = _earliest(p, s, q, last_op)
     while r == NONE and start < NEVER:
       free_memory(s, q, k, start)

@@ -10,13 +10,21 @@ from baechi_tf.placers.walk import groups_in_order
 from baechi_tf.shortage import memory_by_kind
 from baechi_tf.shortage import op_fits_nowhere
 from baechi_tf.shortage import Shortage
+from baechi_tf.watched import Progress
 
 
-def place(graph: OpGraph, cluster: Cluster) -> Placement:
+def place(
+  graph: OpGraph, cluster: Cluster, progress: Progress | None = None
+) -> Placement:
   """Returns the m-TOPO placement: fills one device after the other.
 
   An op's memory is all of it: persistent, temporary and outputs. A group goes
   where its first op goes, so it is the unit that must fit under the cap.
+
+  Args:
+    graph: the ops to place; groups are hard constraints.
+    cluster: the devices, whose memory is a limit.
+    progress: not called, because this takes no time to speak of.
 
   Raises:
     InfeasiblePlacementError: a group is left over when the last device is full.

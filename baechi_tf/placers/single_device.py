@@ -11,12 +11,20 @@ from baechi_tf.placement import Placement
 from baechi_tf.shortage import shortage_message
 from baechi_tf.simulator import shortage_at_peak
 from baechi_tf.simulator import simulate
+from baechi_tf.watched import Progress
 
 
-def place(graph: OpGraph, cluster: Cluster) -> Placement:
+def place(
+  graph: OpGraph, cluster: Cluster, progress: Progress | None = None
+) -> Placement:
   """Returns the placement on the fastest device that can hold the step.
 
   Ties go to the lower device.
+
+  Args:
+    graph: the ops to place; groups are hard constraints.
+    cluster: the devices, whose memory is a limit.
+    progress: not called, because this takes no time to speak of.
 
   Raises:
     InfeasiblePlacementError: no device can; the message says what each would

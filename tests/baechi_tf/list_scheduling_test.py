@@ -5,6 +5,9 @@ the rules in the docstrings.
 """
 
 import math
+import os
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -350,6 +353,100 @@ def test_schedule_with_favorites_keeps_devices_awake(channel, group_share):
     assert devices_of(graph, cluster, favorites) == expected, seed
     awake_mattered += expected != devices_of(graph, cluster)
   assert awake_mattered > 5
+
+
+def hubs(seed, num_devices, num_ops, channel, group_share=0.0):
+  """A few tensors with many consumers, of which many have the same inputs.
+
+  Memory is tight on every other device.
+  """
+  rng = np.random.default_rng(seed)
+  ops = [Op(f"hub{i}", float(i), (8 * i,)) for i in range(3)]
+  edges = []
+  for i in range(num_ops):
+    name = f"op{rng.integers(10**6):06}/{i}"
+    grouped = rng.random() < group_share
+    ops.append(
+      Op(
+        name,
+        float(rng.integers(1, 9)),
+        (4,),
+        temporary=int(rng.integers(0, 9)),
+        group=f"g{rng.integers(3)}" if grouped else None,
+      )
+    )
+    inputs = rng.choice(3, rng.integers(1, 3), replace=False)
+    edges += [(f"hub{x}", 0, name) for x in inputs]
+    if i and rng.random() < 0.3:
+      edges.append((ops[-2].name, 0, name))
+  memory = [(36, contracts.AMPLE)[k % 2] for k in range(num_devices)]
+  cluster = contracts.random_cluster(
+    rng, num_devices, channel=channel, memory=memory
+  )
+  return make_graph(ops, edges), cluster
+
+
+@pytest.mark.parametrize("channel", CHANNELS)
+@pytest.mark.parametrize("group_share", [0.0, 0.5])
+@pytest.mark.parametrize(("num_devices", "num_ops"), [(3, 16), (64, 6)])
+def test_schedule_of_hubs_is_the_naive_ones(
+  channel, group_share, num_devices, num_ops
+):
+  for seed in range(12 if num_devices == 3 else 2):
+    graph, cluster = hubs(seed, num_devices, num_ops, channel, group_share)
+    assert devices_of(graph, cluster) == Naive(graph, cluster).device, seed
+    ample = make_cluster(num_devices, latency_us=2.0, channel=channel)
+    favorites = favorite_children(graph, ample)
+    expected = Naive(graph, ample, favorites).device
+    assert devices_of(graph, ample, favorites) == expected, seed
+
+
+COUNT = """
+import cProfile, pstats, sys
+import numpy as np
+from baechi_tf.placers import bookings, list_scheduling
+from baechi_tf.placers.favorite_child import favorite_children
+from tests import contracts
+
+def count(graph, num_devices, favorites):
+  cluster = contracts.make_cluster(num_devices, latency_us=3.0)
+  if favorites:
+    favorites = favorite_children(graph, cluster)
+  problem = bookings.new_problem(graph, cluster, favorites)
+  state = bookings.new_state(problem)
+  profile = cProfile.Profile()
+  profile.enable()
+  assert list_scheduling._schedule(problem, state, np.zeros(2, np.int64))
+  profile.disable()
+  calls = pstats.Stats(profile).stats.items()
+  asked = ("inputs_there", "_earliest_child_start")
+  return sum(x[0] for (_, _, name), x in calls if name in asked)
+
+star = contracts.fork_join(250, size=4)
+layered = contracts.layered(np.random.default_rng(0), 8, 30)
+for graph in (star, layered):
+  for favorites in (None, True):
+    print(*(count(graph, d, favorites) for d in (4, 64)))
+"""
+
+
+def test_schedule_looks_grow_no_faster_than_devices():
+  # How often it asks when an op could start on a device: counted in the plain
+  # Python that numba compiles.
+  result = subprocess.run(
+    [sys.executable, "-c", COUNT],
+    env={**os.environ, "NUMBA_DISABLE_JIT": "1"},
+    capture_output=True,
+    text=True,
+    check=False,
+  )
+  assert result.returncode == 0, result.stderr
+  counts = [line.split() for line in result.stdout.splitlines()]
+  assert len(counts) == 4
+  for four, sixty_four in counts:
+    # Up to twice: of a few devices, the first to be free is often enough to
+    # look at. Were the growth quadratic, it would be sixteen times.
+    assert int(sixty_four) / 64 <= 2 * int(four) / 4, counts
 
 
 def optimum(graph, num_devices):

@@ -1,7 +1,10 @@
+import re
+
 import numpy as np
 import pytest
 
 from baechi_tf import planner
+from baechi_tf import watched
 from baechi_tf.placement import InfeasiblePlacementError
 from baechi_tf.placers.favorite_child import LinearProgramError
 from baechi_tf.planner import plan
@@ -119,6 +122,20 @@ def test_plan_reports_its_stages_and_their_seconds(monkeypatch, first_run):
   suffix = " (compiling, the first time)" if first_run else ""
   assert stages == [name + suffix for name in names]
   assert all(x >= 0 for x in result.timings_s.values())
+
+
+@pytest.mark.parametrize("placer", ["m_etf", "m_sct"])
+def test_plan_shows_how_far_a_long_placement_is(monkeypatch, placer):
+  monkeypatch.setattr(watched, "_INTERVAL_S", 1e-4)
+  lines = []
+  graph = contracts.independent(5000)
+  plan(
+    graph, make_cluster(64), placer=placer, fusion=False, progress=lines.append
+  )
+  pattern = rf"placing with {placer}, ([\d,]+) of 5,000 ops"
+  shown = [re.fullmatch(pattern, line) for line in lines]
+  done = [int(x[1].replace(",", "")) for x in shown if x]
+  assert done and done == sorted(done) and done[-1] < 5000
 
 
 def test_plan_gap_is_relative_to_the_bound():
