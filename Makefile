@@ -4,13 +4,15 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 DEMO := demo_output
+NEXT := .venv-next
+NIGHTLY := keras-nightly>=3.16.dev0
 # A process a core; one file stays in one, which compiles its kernels once.
 PYTEST := $(BIN)/python -m pytest --numprocesses=auto --dist=loadfile
 # TensorFlow logs while it is loaded, whatever it is told: shown on failure.
 QUIETLY = 2> $(DEMO)/log || { cat $(DEMO)/log; exit 1; }
 
 .DELETE_ON_ERROR:
-.PHONY: test test-all demo install clean
+.PHONY: test test-all test-next demo install clean
 
 test: install
 	$(BIN)/ruff check .
@@ -20,6 +22,18 @@ test: install
 
 test-all: install
 	$(PYTEST)
+
+# The newest TensorFlow and Keras, released or not. Tests may fail: it is news.
+# `keras` and `keras-nightly` are one folder, in which the newer comes last.
+test-next:
+	$(PYTHON) -m venv --clear $(NEXT)
+	$(NEXT)/bin/python -m pip install --quiet --editable '.[dev]' \
+	  'tensorflow>=2.21rc0' '$(NIGHTLY)'
+	$(NEXT)/bin/python -m pip install --quiet --force-reinstall --no-deps \
+	  '$(NIGHTLY)'
+	-$(NEXT)/bin/python -m pytest --numprocesses=auto --dist=loadfile \
+	  -m "not slow"
+	$(NEXT)/bin/python -m pip list | grep --ignore-case 'keras\|tensorflow'
 
 # Inception-V3's training step, placed on two CPU devices of this machine, runs
 # three steps beside the step that was not placed. Then twenty workers train a
@@ -47,4 +61,4 @@ $(VENV)/.installed: pyproject.toml
 	touch $@
 
 clean:
-	rm -rf $(DEMO) $(VENV)
+	rm -rf $(DEMO) $(VENV) $(NEXT)

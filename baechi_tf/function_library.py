@@ -6,8 +6,11 @@ from collections.abc import Sequence
 
 import tensorflow as tf
 
-# Checked with TensorFlow 2.21: the registry of op definitions.
-from tensorflow.python.framework import op_def_registry
+from baechi_tf import private
+
+op_def_registry = private.find(
+  "tensorflow.python.framework.op_def_registry", "the definitions of ops"
+)
 
 NodeDef = tf.compat.v1.NodeDef
 

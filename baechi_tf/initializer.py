@@ -7,8 +7,12 @@ from collections.abc import Mapping
 import numpy as np
 import tensorflow as tf
 
-# Checked with TensorFlow 2.21: reads a variable while a session is open.
-from tensorflow.python.eager import context
+from baechi_tf import private
+
+context = private.find(
+  "tensorflow.python.eager.context",
+  "reading a variable while a session is open",
+)
 
 _VARIABLES = ("VarHandleOp", "VariableV2", "Variable")
 

@@ -15,9 +15,9 @@ import tensorflow as tf
 
 # Checked with TensorFlow 2.21: fingerprints of SavedModels.
 from tensorflow.core.protobuf import fingerprint_pb2
-from tensorflow.python.saved_model.pywrap_saved_model import fingerprinting
 
 from baechi_tf import atomic
+from baechi_tf import private
 from baechi_tf.device_rewrite import rewrite_devices
 from baechi_tf.function_library import called_function
 from baechi_tf.function_library import functions_by_name
@@ -29,6 +29,11 @@ from baechi_tf.output_path import OutputPath
 from baechi_tf.output_path import saved_model_output
 from baechi_tf.v1_loader import is_v1
 from baechi_tf.v1_loader import load_v1
+
+fingerprinting = private.find(
+  "tensorflow.python.saved_model.pywrap_saved_model.fingerprinting",
+  "the fingerprints of SavedModels",
+)
 
 MetaGraphDef = tf.compat.v1.MetaGraphDef
 

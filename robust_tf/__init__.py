@@ -24,7 +24,7 @@ _PUBLIC = {
   "RobustOptimizer": "optimizers.robust",
   "ValidationLoss": "distribute.validation_loss",
   "VectorizedWorkers": "distribute.vectorized_workers",
-  "bear_with_slow_links": "distribute.compatibility",
+  "bear_with_slow_links": "distribute.hooks.heartbeat",
   "mean_model": "shown_model",
 }
 # These are in files that Keras saves, which it loads without importing them.

@@ -2,7 +2,7 @@
 
 import keras
 
-from robust_tf.distribute import compatibility
+from robust_tf.distribute.hooks import loss_scale
 from robust_tf.optimizers.robust import RobustOptimizer
 
 
@@ -34,7 +34,7 @@ class AggregationReport(keras.callbacks.Callback):
     Raises:
       ValueError: the model's optimizer makes none.
     """
-    optimizer = compatibility.without_loss_scale(self.model.optimizer)
+    optimizer = loss_scale.without_loss_scale(self.model.optimizer)
     if not isinstance(optimizer, RobustOptimizer):
       raise ValueError(
         f"the model's optimizer is a {type(optimizer).__name__}:"

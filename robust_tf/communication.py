@@ -15,8 +15,8 @@ from collections.abc import Sequence
 
 import tensorflow as tf
 
-from robust_tf.distribute import compatibility
-from robust_tf.distribute.compatibility import StrategyKind
+from robust_tf.distribute.hooks import strategies
+from robust_tf.distribute.hooks.strategies import StrategyKind
 from robust_tf.distribute.packing import pack
 from robust_tf.ordered_sum import ordered_sum
 
@@ -46,14 +46,14 @@ def replica_devices() -> tuple[str | None, ...]:
   """Returns the device of each replica in this process; None: any."""
   if not tf.distribute.has_strategy():
     return (None,)
-  return compatibility.local_replica_devices(tf.distribute.get_strategy())
+  return strategies.local_replica_devices(tf.distribute.get_strategy())
 
 
 def variables_on(device: str | None) -> contextlib.AbstractContextManager:
   """Returns a scope in which variables are made on one replica's device."""
   if device is None:
     return contextlib.nullcontext()
-  return compatibility.variables_on(device)
+  return strategies.variables_on(device)
 
 
 def local_values(values: Sequence) -> list[list[tf.Tensor]]:
@@ -88,7 +88,7 @@ def all_rows(
   for device, values in zip(replica_devices(), gradients, strict=True):
     with tf.device(device):
       packed.append(pack(values, rows_per_replica))
-  if compatibility.strategy_kind() is StrategyKind.MULTI_WORKER:
+  if strategies.strategy_kind() is StrategyKind.MULTI_WORKER:
     return _gathered(packed, rows_per_replica)
   return packed[0] if len(packed) == 1 else tf.concat(packed, axis=0)
 
@@ -101,7 +101,7 @@ def all_flags(flags: Sequence[tf.Tensor]) -> tf.Tensor:
   Args:
     flags: a bool scalar of each replica of this process.
   """
-  if compatibility.strategy_kind() is not StrategyKind.MULTI_WORKER:
+  if strategies.strategy_kind() is not StrategyKind.MULTI_WORKER:
     return tf.stack(flags)
   rows = [tf.cast(flag, tf.int32)[tf.newaxis] for flag in flags]
   return tf.cast(_gathered(rows, 1), tf.bool)
@@ -190,7 +190,7 @@ class Workers:
   def indices(self) -> range:
     """The indices, among all workers, of those of this process."""
     first = 0
-    if compatibility.strategy_kind() is StrategyKind.MULTI_WORKER:
+    if strategies.strategy_kind() is StrategyKind.MULTI_WORKER:
       resolver = self._strategy.cluster_resolver
       first = len(self.devices) * (resolver.task_id or 0)
     return range(first, first + len(self.devices))
@@ -218,7 +218,7 @@ class Workers:
     if self.num_workers == 1:
       return [list(values[0])]
     self._communicated(values[0])
-    if compatibility.strategy_kind() is not StrategyKind.MULTI_WORKER:
+    if strategies.strategy_kind() is not StrategyKind.MULTI_WORKER:
       return [list(of_worker) for of_worker in values]
     by_tensor = []
     for tensors in zip(*values, strict=True):

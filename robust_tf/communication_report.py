@@ -2,7 +2,7 @@
 
 import keras
 
-from robust_tf.distribute import compatibility
+from robust_tf.distribute.hooks import loss_scale
 from robust_tf.optimizers.local_models import LocalModelOptimizer
 
 
@@ -27,7 +27,7 @@ class CommunicationReport(keras.callbacks.Callback):
     Raises:
       ValueError: it does not say what is sent.
     """
-    optimizer = compatibility.without_loss_scale(self.model.optimizer)
+    optimizer = loss_scale.without_loss_scale(self.model.optimizer)
     if not isinstance(optimizer, LocalModelOptimizer):
       raise ValueError(
         f"the model's optimizer is a {type(optimizer).__name__}, which does not"

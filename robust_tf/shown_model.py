@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 import keras
 
-from robust_tf.distribute import compatibility
+from robust_tf.distribute.hooks import loss_scale
 
 
 class MeanModel(keras.callbacks.Callback):
@@ -96,7 +96,7 @@ def mean_model(model: keras.Model) -> Iterator[keras.Model]:
   Yields:
     The model, to be evaluated, saved or exported.
   """
-  optimizer = compatibility.without_loss_scale(model.optimizer)
+  optimizer = loss_scale.without_loss_scale(model.optimizer)
   show = getattr(optimizer, "show_mean", None)
   shown = show is not None and show(_statistics(model))
   try:

@@ -21,8 +21,9 @@ import numpy as np
 import scipy.ndimage
 import tensorflow as tf
 
-from robust_tf.distribute.compatibility import allow_multi_worker_fit
-from robust_tf.distribute.compatibility import bear_with_slow_links
+from robust_tf.distribute import hooks
+from robust_tf.distribute.hooks import multi_worker_fit
+from robust_tf.distribute.hooks.heartbeat import bear_with_slow_links
 from robust_tf.training.data import Dataset
 from robust_tf.training.data import load
 from tools.network_namespaces import INTERFACE
@@ -262,7 +263,7 @@ def main(directory: str) -> None:
   tf.config.threading.set_intra_op_parallelism_threads(1)
   bear_with_slow_links()
   worker = Worker(directory, tf.distribute.MultiWorkerMirroredStrategy())
-  allow_multi_worker_fit()
+  hooks.install(multi_worker_fit)
   compute_s = worker.compute_s()
   measurements = []
   for rate in worker.experiment.rates:

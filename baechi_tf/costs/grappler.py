@@ -12,11 +12,17 @@ import tensorflow as tf
 # Checked with TensorFlow 2.21.
 from tensorflow.core.grappler.costs import op_performance_data_pb2
 from tensorflow.core.protobuf import device_properties_pb2
-from tensorflow.python.grappler import cluster as grappler_cluster
-from tensorflow.python.grappler import item as grappler_item
 
+from baechi_tf import private
 from baechi_tf.cluster import DeviceType
 from baechi_tf.costs.shapes import TensorInfo
+
+grappler_cluster = private.find(
+  "tensorflow.python.grappler.cluster", "the costs of ops"
+)
+grappler_item = private.find(
+  "tensorflow.python.grappler.item", "the costs of ops"
+)
 
 v1 = tf.compat.v1
 

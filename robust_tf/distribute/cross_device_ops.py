@@ -33,9 +33,12 @@ import tensorflow as tf
 
 from robust_tf import aggregators
 from robust_tf.attacks.byzantine import Byzantine
-from robust_tf.distribute import compatibility
-from robust_tf.distribute.compatibility import StrategyKind
+from robust_tf.distribute import hooks
 from robust_tf.distribute.hooks import batch_examples
+from robust_tf.distribute.hooks import gradient_reduction
+from robust_tf.distribute.hooks import strategies
+from robust_tf.distribute.hooks import xla
+from robust_tf.distribute.hooks.strategies import StrategyKind
 from robust_tf.distribute.packing import densified
 from robust_tf.optimizers import absent_workers
 from robust_tf.optimizers.aggregation import Aggregation
@@ -82,8 +85,7 @@ class RobustCrossDeviceOps(tf.distribute.ReductionToOneDevice):
         "aggregator zeno needs a loss and the learning rate, which cross-device"
         " ops do not have: use RobustOptimizer with a ValidationLoss"
       )
-    compatibility.tag_gradients()
-    batch_examples.let_optimizers_see_examples()
+    hooks.install(gradient_reduction, batch_examples)
     self.sees_examples = True
     self.aggregator = aggregator
     self.byzantine = byzantine
@@ -117,7 +119,8 @@ class RobustCrossDeviceOps(tf.distribute.ReductionToOneDevice):
 
     TensorFlow calls it, with the values of all variables at once.
     """
-    optimizer = compatibility.reducing_gradients_of()
+    strategies.check_used(self)
+    optimizer = gradient_reduction.reducing_gradients_of()
     if optimizer is None or self._is_plain_mean():
       return super().batch_reduce_implementation(
         reduce_op, value_destination_pairs, options
@@ -147,7 +150,7 @@ class RobustCrossDeviceOps(tf.distribute.ReductionToOneDevice):
 
 
 def _check_strategy(strategy: tf.distribute.Strategy) -> None:
-  kind = compatibility.strategy_kind(strategy)
+  kind = strategies.strategy_kind(strategy)
   if kind is not StrategyKind.MIRRORED:
     raise ValueError(
       f"RobustCrossDeviceOps under {type(strategy).__name__}: they are for"
@@ -164,7 +167,7 @@ def _check_strategy(strategy: tf.distribute.Strategy) -> None:
       "an optimizer is applied outside the replicas: do it in a function that"
       " strategy.run runs"
     )
-  if compatibility.in_xla():
+  if xla.in_xla():
     raise ValueError(
       "jit_compile=True goes past cross-device ops: compile the model with"
       " jit_compile=False (the rules compile themselves)"
@@ -178,7 +181,7 @@ def _check_optimizer(optimizer: keras.optimizers.Optimizer) -> None:
       " and a rule must see the whole: wrap it in a RobustOptimizer, under"
       " other cross-device ops"
     )
-  if compatibility.reduces_by_itself(optimizer):
+  if gradient_reduction.reduces_by_itself(optimizer):
     raise ValueError(
       f"{optimizer.name} does not leave the reduction of its gradients to"
       " Keras, as the optimizer inside a RobustOptimizer does not: under"

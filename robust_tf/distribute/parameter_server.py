@@ -14,8 +14,9 @@ from concurrent import futures
 import numpy as np
 import tensorflow as tf
 
-from robust_tf.distribute import compatibility
+from robust_tf.distribute import hooks
 from robust_tf.distribute import message
+from robust_tf.distribute.hooks import hanging_workers
 
 Cluster = Mapping[str, Sequence[str]]
 
@@ -111,7 +112,7 @@ def connect(
 
   It must be called before TensorFlow has run anything here. From then on this
   process listens on every interface too, see `serve`, and does not wait for
-  workers that hang, see `compatibility.let_workers_hang`.
+  workers that hang, see `hooks.hanging_workers`.
 
   Args:
     cluster: the addresses of each job, `worker` and `ps`.
@@ -126,7 +127,7 @@ def connect(
       raise ValueError(f"the cluster has no {job}: it needs at least one")
   wait_for_cluster(cluster, timeout_s)
   _reach_directly(cluster)
-  compatibility.let_workers_hang()
+  hooks.install(hanging_workers)
   resolver = tf.distribute.cluster_resolver.SimpleClusterResolver(
     tf.train.ClusterSpec({job: cluster[job] for job in ("worker", "ps")}),
     rpc_layer="grpc",

@@ -25,7 +25,8 @@ from collections.abc import Sequence
 import keras
 import tensorflow as tf
 
-from robust_tf.distribute import compatibility
+from robust_tf.distribute.hooks import loss_scale
+from robust_tf.distribute.hooks import model_parts
 from robust_tf.distribute.packing import densified
 from robust_tf.optimizers.local_models import LocalModelOptimizer
 from robust_tf.optimizers.local_step import read
@@ -143,7 +144,7 @@ class VectorizedWorkers(keras.Model):
     # Once more for what it records, as the loss of each output; the loss
     # itself, which nothing uses, is not computed again.
     self.compute_loss(x, y, predictions, sample_weight)
-    compatibility.track_loss(self, tf.reduce_mean(losses), _batch_size(x))
+    model_parts.track_loss(self, tf.reduce_mean(losses), _batch_size(x))
     return self.compute_metrics(x, y, predictions, sample_weight)
 
   def _map(self, step: Callable, parts: Sequence[tf.Tensor]):
@@ -160,7 +161,7 @@ class VectorizedWorkers(keras.Model):
 
     None, if all have the one model.
     """
-    optimizer = compatibility.without_loss_scale(self.optimizer)
+    optimizer = loss_scale.without_loss_scale(self.optimizer)
     if not isinstance(optimizer, LocalModelOptimizer):
       return []
     optimizer.build(self.trainable_variables)
@@ -317,7 +318,7 @@ def _split(part: tf.Tensor, num_workers: int) -> tf.Tensor:
 def _is_recurrent(model: keras.Model) -> bool:
   return any(
     isinstance(layer, keras.layers.RNN)
-    for layer in compatibility.all_layers(model)
+    for layer in model_parts.all_layers(model)
   )
 
 
@@ -330,7 +331,7 @@ def _check_model(model) -> None:
         f"{type(model).__name__} has a {method} of its own, which"
         " VectorizedWorkers would not call: give a model with Keras' own"
       )
-  for layer in compatibility.all_layers(model):
+  for layer in model_parts.all_layers(model):
     if getattr(layer, "synchronized", False):
       raise ValueError(
         f"layer {layer.name} has synchronized=True, which the workers on one"
@@ -346,7 +347,7 @@ def _check_num_workers(num_workers) -> None:
 
 
 def _check_optimizer(optimizer, num_workers: int) -> None:
-  optimizer = compatibility.without_loss_scale(optimizer)
+  optimizer = loss_scale.without_loss_scale(optimizer)
   if not isinstance(optimizer, RobustOptimizer | LocalModelOptimizer):
     raise ValueError(
       f"optimizer is a {type(optimizer).__name__}, which cannot apply the"

@@ -17,7 +17,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from robust_tf.distribute import compatibility
+from robust_tf.distribute.hooks import stateless_update
 from robust_tf.ordered_sum import ordered_sum
 
 _SEED_STATE = "seed_generator_state"
@@ -150,7 +150,7 @@ class LocalTraining:
       gradients, others = self._gradients(
         values, others, inputs[h], labels[h], center
       )
-      values, state = compatibility.stateless_apply(
+      values, state = stateless_update.stateless_apply(
         self._optimizer, state, gradients, values
       )
       return h + 1, _tensors(values), others, _tensors(state)

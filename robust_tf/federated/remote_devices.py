@@ -18,8 +18,8 @@ from concurrent import futures
 import numpy as np
 import tensorflow as tf
 
-from robust_tf.distribute import compatibility
 from robust_tf.distribute import message
+from robust_tf.distribute.hooks import worker_calls
 from robust_tf.distribute.parameter_server import PublishedModel
 from robust_tf.distribute.parameter_server import TORN
 from robust_tf.federated.local_training import DeviceData
@@ -105,7 +105,7 @@ class RemoteDevices:
         ]
       ).astype(np.int32)
     )
-    compatibility.schedule_call(
+    worker_calls.schedule_call(
       self._coordinator, self._attempt, (task, request, self._examples)
     )
 
@@ -136,7 +136,7 @@ class RemoteDevices:
         version, values = self._work.pushed(result)
         return Push(task, version, values)
       self._check_published()
-      if not compatibility.is_parameter_server_failure(result):
+      if not worker_calls.is_parameter_server_failure(result):
         raise RuntimeError(
           f"task {task.serial} of device {task.device} failed: {result}"
         ) from result
@@ -157,12 +157,12 @@ class RemoteDevices:
     try:
       result = self._work(examples, request)
     except Exception as error:  # whatever it is, the other thread is told
-      if compatibility.is_worker_failure(error):
+      if worker_calls.is_worker_failure(error):
         raise  # to be called again
       result = error
     with self._lock:
       self._begun.remove(task.serial)
-      self.tasks_done[compatibility.current_worker()] += 1
+      self.tasks_done[worker_calls.current_worker()] += 1
     self._arrivals.put((task, result))
 
   def _check_published(self) -> None:

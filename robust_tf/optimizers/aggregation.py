@@ -11,8 +11,8 @@ import tensorflow as tf
 from robust_tf import aggregators
 from robust_tf import communication
 from robust_tf.attacks.byzantine import Byzantine
-from robust_tf.distribute import compatibility
-from robust_tf.distribute.compatibility import StrategyKind
+from robust_tf.distribute.hooks import strategies
+from robust_tf.distribute.hooks.strategies import StrategyKind
 from robust_tf.distribute.packing import unpack
 from robust_tf.optimizers.absent_workers import rule_of_voters
 from robust_tf.optimizers.requirements import checked_result
@@ -112,7 +112,7 @@ class Aggregation:
       self._rule in aggregators.AGGREGATORS.values()
       and self.workers_per_replica is None
       and self.byzantine is None
-      and compatibility.strategy_kind() is not StrategyKind.MULTI_WORKER
+      and strategies.strategy_kind() is not StrategyKind.MULTI_WORKER
     )
 
   def _of(self, updates, arguments: Mapping[str, Any], scale: int = 1):

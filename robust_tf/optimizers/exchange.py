@@ -16,7 +16,7 @@ import tensorflow as tf
 from robust_tf.communication import Workers
 from robust_tf.compressors import Identity
 from robust_tf.compressors import Zero
-from robust_tf.distribute import compatibility
+from robust_tf.distribute.hooks import xla
 from robust_tf.distribute.packing import pack
 from robust_tf.distribute.packing import put
 from robust_tf.distribute.packing import split_coordinates
@@ -86,7 +86,7 @@ def _shared_support(
   workers: Workers, vectors: Values, compressor, step: tf.Tensor
 ) -> Exchange:
   """All keep the same coordinates: these alone are taken, sent and put."""
-  if compatibility.in_xla():
+  if xla.in_xla():
     raise ValueError(
       f"XLA cannot compile {compressor}, of which each variable has another"
       " number of coordinates at each step: compile the model with"

@@ -19,8 +19,12 @@ from absl import logging
 
 from robust_tf import communication
 from robust_tf.communication import Workers
-from robust_tf.distribute import compatibility
+from robust_tf.distribute import hooks
 from robust_tf.distribute.hooks import batch_examples
+from robust_tf.distribute.hooks import fit_callbacks
+from robust_tf.distribute.hooks import loss_scale
+from robust_tf.distribute.hooks import optimizer_decay
+from robust_tf.distribute.hooks import strategies
 from robust_tf.distribute.packing import densified
 from robust_tf.optimizers import requirements
 from robust_tf.optimizers.clipping import clipping
@@ -99,9 +103,7 @@ class LocalModelOptimizer(keras.optimizers.Optimizer, abc.ABC):
     # Whether this process put the workers' models into the variables; it has
     # not if they were restored from a checkpoint of a moment between two steps.
     self._models_are_live = False
-    compatibility.let_optimizers_add_callbacks()
-    compatibility.let_optimizers_judge_gradients()
-    batch_examples.let_optimizers_see_examples()
+    hooks.install(fit_callbacks, loss_scale, batch_examples)
     # `VectorizedWorkers` gives every worker examples.
     self.sees_examples = workers_per_replica is None
 
@@ -204,7 +206,7 @@ class LocalModelOptimizer(keras.optimizers.Optimizer, abc.ABC):
   def _build(self, variables) -> None:
     devices = communication.replica_devices()
     for variable in variables:
-      if len(compatibility.components(self._strategy, variable)) < len(devices):
+      if len(strategies.components(self._strategy, variable)) < len(devices):
         raise ValueError(
           f"variable {variable.path} is no part of any replica: make and build"
           " the model inside strategy.scope()"
@@ -266,7 +268,7 @@ class LocalModelOptimizer(keras.optimizers.Optimizer, abc.ABC):
     # out of the step.
     def value_of(variable):
       with tf.init_scope():
-        value = compatibility.components(self._strategy, variable)[0].numpy()
+        value = strategies.components(self._strategy, variable)[0].numpy()
       return lambda shape, dtype: tf.constant(value)
 
     with communication.variables_on(device):
@@ -379,7 +381,7 @@ class LocalModelOptimizer(keras.optimizers.Optimizer, abc.ABC):
     """Returns the weight decay of each variable that has a gradient."""
     variables = [self._trainable_variables[k] for k in self._present]
     return [
-      compatibility.weight_decay(self, variable) for variable in variables
+      optimizer_decay.weight_decay(self, variable) for variable in variables
     ]
 
   def _count(self, num_bytes: tf.Tensor) -> None:

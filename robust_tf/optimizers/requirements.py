@@ -14,9 +14,13 @@ import tensorflow as tf
 
 from robust_tf import aggregators
 from robust_tf.attacks.byzantine import Byzantine
-from robust_tf.distribute import compatibility
-from robust_tf.distribute.collective_groups import use_own_collectives
-from robust_tf.distribute.compatibility import StrategyKind
+from robust_tf.distribute import hooks
+from robust_tf.distribute.hooks import collective_groups
+from robust_tf.distribute.hooks import multi_worker_fit
+from robust_tf.distribute.hooks import private
+from robust_tf.distribute.hooks import strategies
+from robust_tf.distribute.hooks import xla
+from robust_tf.distribute.hooks.strategies import StrategyKind
 from robust_tf.distribute.validation_loss import NoValidationLoss
 from robust_tf.distribute.validation_loss import ValidationLoss
 from robust_tf.optimizers.rule_config import rule_and_parameters
@@ -31,12 +35,12 @@ def check_strategy(optimizer: str) -> None:
   Raises:
     ValueError: it does not, or is not known to.
   """
-  compatibility.check_versions()
-  kind = compatibility.strategy_kind()
+  private.check_backend()
+  kind = strategies.strategy_kind()
   if kind is StrategyKind.MIRRORED:
-    use_own_collectives(tf.distribute.get_strategy())
+    collective_groups.separate(tf.distribute.get_strategy())
   elif kind is StrategyKind.MULTI_WORKER:
-    compatibility.allow_multi_worker_fit()
+    hooks.install(multi_worker_fit)
   elif kind is StrategyKind.PARAMETER_SERVER:
     raise ValueError(
       "under ParameterServerStrategy an optimizer sees the gradients of one"
@@ -332,7 +336,7 @@ def check_not_compiled() -> None:
   Raises:
     ValueError: it does.
   """
-  if tf.distribute.has_strategy() and compatibility.in_xla():
+  if tf.distribute.has_strategy() and xla.in_xla():
     raise ValueError(
       "jit_compile=True does not work under a strategy: compile the model with"
       " jit_compile=False (the rules compile themselves)"

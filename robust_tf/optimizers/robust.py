@@ -36,8 +36,10 @@ import tensorflow as tf
 from robust_tf import aggregators
 from robust_tf import communication
 from robust_tf.attacks.byzantine import Byzantine
-from robust_tf.distribute import compatibility
+from robust_tf.distribute import hooks
 from robust_tf.distribute.hooks import batch_examples
+from robust_tf.distribute.hooks import gradient_reduction
+from robust_tf.distribute.hooks import loss_scale
 from robust_tf.distribute.packing import densified
 from robust_tf.distribute.validation_loss import NoValidationLoss
 from robust_tf.distribute.validation_loss import ValidationLoss
@@ -166,8 +168,7 @@ class RobustOptimizer(keras.optimizers.Optimizer):
     self._accumulation_steps = gradient_accumulation_steps
     self._sums = None
     self._strategy = tf.distribute.get_strategy()
-    compatibility.let_optimizers_judge_gradients()
-    batch_examples.let_optimizers_see_examples()
+    hooks.install(loss_scale, batch_examples)
     requirements.check_byzantine(byzantine, self.num_workers)
     # One worker is refused when it trains: a model that many workers trained
     # is loaded and used on one.
@@ -188,7 +189,7 @@ class RobustOptimizer(keras.optimizers.Optimizer):
     self.inner_optimizer.build(variables)
     for part in requirements.inner_parts(self.inner_optimizer):
       requirements.check_inner(part)
-      compatibility.without_gradient_reduction(part)
+      gradient_reduction.without_gradient_reduction(part)
     if self._accumulation_steps is not None:
       self._sums = GradientSums(
         self.add_variable, variables, self.workers_per_replica
@@ -302,7 +303,9 @@ class RobustOptimizer(keras.optimizers.Optimizer):
     for k, gradient in zip(present, aggregate, strict=True):
       applied[k] = gradient
     communication.on_every_replica(
-      lambda: self.inner_optimizer.apply(applied, variables)
+      lambda: gradient_reduction.apply_as_given(
+        self.inner_optimizer, applied, variables
+      )
     )
 
   @property

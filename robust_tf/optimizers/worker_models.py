@@ -13,7 +13,7 @@ import keras
 import tensorflow as tf
 
 from robust_tf.communication import Workers
-from robust_tf.distribute import compatibility
+from robust_tf.distribute.hooks import strategies
 from robust_tf.optimizers.local_step import assign
 from robust_tf.optimizers.local_step import read
 
@@ -79,7 +79,7 @@ class WorkerModels:
       variables: mirrored.
     """
     by_variable = [
-      compatibility.components(self._strategy, variable)
+      strategies.components(self._strategy, variable)
       for variable in (self._variables if variables is None else variables)
     ]
     return [list(model) for model in zip(*by_variable, strict=True)]

@@ -9,8 +9,8 @@ import pytest
 from robust_tf import aggregators
 from robust_tf import attacks
 from robust_tf.attacks.byzantine import Byzantine
-from robust_tf.distribute import compatibility
 from robust_tf.distribute.cross_device_ops import RobustCrossDeviceOps
+from robust_tf.distribute.hooks import gradient_reduction
 from robust_tf.optimizers.robust import RobustOptimizer
 from tests.robust_tf import oracles
 from tests.robust_tf import replicas
@@ -135,7 +135,7 @@ def test_mean_is_the_rule(rule):
       )
       for k in range(2)
     ]
-    with compatibility.gradients_of(optimizer):
+    with gradient_reduction.gradients_of(optimizer):
       reduced = strategy.extended.batch_reduce_to(
         tf.distribute.ReduceOp.MEAN, list(zip(values, variables, strict=True))
       )
@@ -406,7 +406,7 @@ def test_adam_squares_whole_rows_and_by_itself_each_lookup(rule):
     (3, 2),
   )
   row = np.float32([[0, 0], [1, 1], [0, 0]])
-  # But for Adam's epsilon of 1e-7, beside a root of 1e-3 of the squares.
+  # But for Adam's epsilon of 1e-7, added to a root of about 1e-2.
   np.testing.assert_allclose(wrapper, -row, atol=1e-4)
   np.testing.assert_allclose(ops, wrapper, atol=1e-6)
   np.testing.assert_allclose(stock, -np.sqrt(N) * row, atol=1e-4)

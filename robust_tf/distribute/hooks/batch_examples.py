@@ -10,26 +10,26 @@ import functools
 import keras
 import tensorflow as tf
 
-from robust_tf.distribute import compatibility
+from robust_tf.distribute.hooks import private
+from robust_tf.distribute.hooks import strategies
+from robust_tf.distribute.hooks.loss_scale import without_loss_scale
 
 # By strategy and replica of this process, while its step is being traced or
 # run: whether it has examples, True where the shape of its batch says so.
 _has_examples: dict[tuple[tf.distribute.Strategy, int], tf.Tensor | bool] = {}
 
 
-def let_optimizers_see_examples() -> None:
+def change() -> None:
   """Makes `fit` and `train_on_batch` note which replicas have examples.
 
   They do it for models whose optimizer, or whose strategy's cross-device ops,
-  have `sees_examples` set. `keras.Model` is changed for the whole process; for
-  other models it does what it did.
+  have `sees_examples` set. `keras.Model` is changed; for other models it does
+  what it did.
   """
-  compatibility.check_versions()
-  stock_make = keras.Model.make_train_function
-  if hasattr(stock_make, "notes_examples"):
-    return
-
   # Keras 3.15: reads `train_step` once, and runs it on every replica.
+  path = "keras.Model.make_train_function"
+  stock_make = private.find(__name__, path, ("self", "force"))
+
   @functools.wraps(stock_make)
   def make_train_function(self, force=False):
     own_step = vars(self).get("train_step")
@@ -42,15 +42,14 @@ def let_optimizers_see_examples() -> None:
       if own_step is not None:
         vars(self)["train_step"] = own_step
 
-  make_train_function.notes_examples = True
   keras.Model.make_train_function = make_train_function
 
 
 def _asks(model: keras.Model) -> bool:
   if model.distribute_strategy.num_replicas_in_sync == 1:
     return False
-  optimizer = compatibility.without_loss_scale(model.optimizer)
-  ops = compatibility.cross_device_ops(model.distribute_strategy)
+  optimizer = without_loss_scale(model.optimizer)
+  ops = strategies.cross_device_ops(model.distribute_strategy)
   return any(getattr(x, "sees_examples", False) for x in (optimizer, ops))
 
 
@@ -69,7 +68,7 @@ def _noting_examples(train_step):
 
 def _num_replicas() -> int:
   """Returns the number of replicas of this process."""
-  return len(compatibility.local_replica_devices(tf.distribute.get_strategy()))
+  return len(strategies.local_replica_devices(tf.distribute.get_strategy()))
 
 
 def _replica() -> int:

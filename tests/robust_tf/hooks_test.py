@@ -1,13 +1,19 @@
 """Private hooks do what they say; versions without them are refused."""
 
-import types
-
 import keras
 import numpy as np
 import pytest
 
-from robust_tf.distribute import compatibility
-from robust_tf.distribute.compatibility import StrategyKind
+from robust_tf.distribute import hooks
+from robust_tf.distribute.hooks import gradient_reduction
+from robust_tf.distribute.hooks import heartbeat
+from robust_tf.distribute.hooks import loss_scale
+from robust_tf.distribute.hooks import multi_worker_fit
+from robust_tf.distribute.hooks import private
+from robust_tf.distribute.hooks import strategies
+from robust_tf.distribute.hooks import worker_calls
+from robust_tf.distribute.hooks import xla
+from robust_tf.distribute.hooks.strategies import StrategyKind
 from robust_tf.training import child_processes
 from tests.robust_tf.server_network import server_network
 from tests.tensorflow_setup import DEVICES
@@ -30,7 +36,7 @@ class TaggingOps(tf.distribute.ReductionToOneDevice):
     self, reduce_op, value_destination_pairs, options
   ):
     self.batches.append(
-      (compatibility.reducing_gradients_of(), len(value_destination_pairs))
+      (gradient_reduction.reducing_gradients_of(), len(value_destination_pairs))
     )
     return super().batch_reduce_implementation(
       reduce_op, value_destination_pairs, options
@@ -49,32 +55,82 @@ def fit(strategy, layers, optimizer):
   return model
 
 
-def test_installed_versions_pass():
-  compatibility.check_versions()
-
-
 @pytest.mark.parametrize(
-  ("module", "version"),
-  [("tf", "2.20.0"), ("tf", "2.210.0"), ("keras", "3.14.1"), ("keras", "4.0")],
+  ("path", "parameters", "found"),
+  [
+    ("keras.optimizers.Optimizer._gone", (), "is not there"),
+    ("tensorflow.python.gone.function", ("self",), "is not there"),
+    # `stateless_apply(self, optimizer_variables, grads, trainable_variables)`.
+    (
+      "keras.optimizers.Optimizer.stateless_apply",
+      ("self", "optimizer_variables", "grads"),
+      r"takes \(self, optimizer_variables, grads, trainable_variables\)",
+    ),
+    (
+      "keras.optimizers.Optimizer.stateless_apply",
+      ("self", "gradients"),
+      r"takes \(self, optimizer_variables,",
+    ),
+  ],
 )
-def test_other_version_is_refused(module, version, monkeypatch):
-  other = types.SimpleNamespace(__version__=version)
-  monkeypatch.setattr(compatibility, module, other)
-  with pytest.raises(
-    ValueError,
-    match=rf"{version}.*TensorFlow 2\.21\.x and Keras 3\.15\.x",
-  ):
-    compatibility.check_versions.__wrapped__()
+def test_missing_part_is_an_error_that_names_hook_and_versions(
+  path, parameters, found
+):
+  with pytest.raises(ValueError, match=found) as raised:
+    private.find("robust_tf.distribute.hooks.loss_scale", path, parameters)
+  message = str(raised.value)
+  assert f"the hook loss_scale of robust_tf needs {path}" in message
+  assert tf.__version__ in message
+  assert keras.__version__ in message
+
+
+def test_part_may_have_more_arguments_if_they_have_defaults():
+  path = "keras.optimizers.Optimizer.apply"
+  found = private.find("hooks.hook", path, ("self", "grads"))
+  assert found is keras.optimizers.Optimizer.apply
+
+
+def test_missing_attribute_is_an_error_that_names_its_class():
+  with pytest.raises(ValueError, match=r"needs keras\..*\.SGD\._gone, which"):
+    private.attribute("hooks.hook", keras.optimizers.SGD(), "_gone")
 
 
 def test_other_backend_is_refused(monkeypatch):
   monkeypatch.setattr(keras.backend, "backend", lambda: "jax")
   with pytest.raises(ValueError, match="'jax'.*KERAS_BACKEND=tensorflow"):
-    compatibility.check_versions.__wrapped__()
+    hooks.install()
+
+
+def test_hook_changes_nothing_twice():
+  hooks.install(loss_scale)
+  changed = keras.optimizers.LossScaleOptimizer.check_finite
+  hooks.install(loss_scale)
+  assert keras.optimizers.LossScaleOptimizer.check_finite is changed
+
+
+class ReducingElsewhere(keras.optimizers.SGD):
+  """Stands for a Keras whose `apply` calls the reduction by another name."""
+
+  def apply(self, grads, trainable_variables=None):
+    del grads, trainable_variables
+
+
+def test_optimizer_that_reduces_elsewhere_is_an_error():
+  optimizer = gradient_reduction.without_gradient_reduction(
+    ReducingElsewhere(1.0)
+  )
+  with pytest.raises(ValueError, match="which `apply` does not call"):
+    gradient_reduction.apply_as_given(optimizer, [tf.ones(2)], [None])
+
+
+def test_ops_that_the_strategy_does_not_show_are_an_error():
+  with mirrored(TaggingOps()).scope():
+    with pytest.raises(ValueError, match="which is not what reduces"):
+      strategies.check_used(TaggingOps())
 
 
 def test_kind_without_strategy_is_none():
-  assert compatibility.strategy_kind() is StrategyKind.NONE
+  assert strategies.strategy_kind() is StrategyKind.NONE
 
 
 @pytest.mark.parametrize(
@@ -90,11 +146,11 @@ def test_kind_without_strategy_is_none():
 )
 def test_kind_is_that_of_the_strategy(strategy, kind):
   strategy = strategy()
-  assert compatibility.strategy_kind(strategy) is kind
+  assert strategies.strategy_kind(strategy) is kind
   with strategy.scope():
-    assert compatibility.strategy_kind() is kind
+    assert strategies.strategy_kind() is kind
     found = strategy.run(
-      lambda: tf.constant(compatibility.strategy_kind() is kind)
+      lambda: tf.constant(strategies.strategy_kind() is kind)
     )
   assert all(strategy.experimental_local_results(found))
 
@@ -103,7 +159,7 @@ def test_kind_is_that_of_the_strategy(strategy, kind):
 PARAMETER_SERVERS = """
 import sys
 import tensorflow as tf
-from robust_tf.distribute import compatibility
+from robust_tf.distribute.hooks import strategies
 
 cluster = {"ps": [sys.argv[1]], "worker": [sys.argv[2]]}
 servers = [tf.distribute.Server(cluster, job, 0) for job in cluster]
@@ -112,14 +168,14 @@ strategy = tf.distribute.ParameterServerStrategy(
     tf.train.ClusterSpec(cluster), rpc_layer="grpc"
   )
 )
-print(compatibility.strategy_kind(strategy).name)
+print(strategies.strategy_kind(strategy).name)
 """
 MULTI_WORKER = """
 import tensorflow as tf
-from robust_tf.distribute import compatibility
+from robust_tf.distribute.hooks import strategies
 
 strategy = tf.distribute.MultiWorkerMirroredStrategy()
-print(compatibility.strategy_kind(strategy).name)
+print(strategies.strategy_kind(strategy).name)
 """
 
 
@@ -136,34 +192,34 @@ def test_kind_with_several_processes_is_seen():
 
 
 def test_replica_devices_are_in_order():
-  assert compatibility.local_replica_devices(mirrored(None)) == DEVICES
+  assert strategies.local_replica_devices(mirrored(None)) == DEVICES
 
 
 def test_cross_device_ops_are_those_of_the_strategy():
   ops = tf.distribute.ReductionToOneDevice()
-  assert compatibility.cross_device_ops(mirrored(ops)) is ops
+  assert strategies.cross_device_ops(mirrored(ops)) is ops
   one = tf.distribute.OneDeviceStrategy("CPU:0")
-  assert compatibility.cross_device_ops(one) is None
+  assert strategies.cross_device_ops(one) is None
 
 
 def test_xla_is_seen_while_a_function_is_traced():
   seen = []
 
   def function(x):
-    seen.append(compatibility.in_xla())
+    seen.append(xla.in_xla())
     return x
 
   tf.function(function, jit_compile=True)(tf.constant(1.0))
   tf.function(function)(tf.constant(1.0))
   assert seen == [True, False]
-  assert not compatibility.in_xla()
+  assert not xla.in_xla()
 
 
 def test_optimizer_without_reduction_applies_what_each_replica_gives():
   strategy = mirrored(tf.distribute.ReductionToOneDevice())
   with strategy.scope():
     variable = keras.Variable(np.zeros(2, np.float32))
-    optimizer = compatibility.without_gradient_reduction(
+    optimizer = gradient_reduction.without_gradient_reduction(
       keras.optimizers.SGD(1.0)
     )
 
@@ -181,12 +237,12 @@ def test_optimizer_without_reduction_applies_what_each_replica_gives():
 
 
 def test_optimizer_without_reduction_is_copied_whole():
-  optimizer = compatibility.without_gradient_reduction(
+  optimizer = gradient_reduction.without_gradient_reduction(
     keras.optimizers.SGD(1.0)
   )
   copy = keras.optimizers.SGD.from_config(optimizer.get_config())
-  assert compatibility.reduces_by_itself(optimizer)
-  assert not compatibility.reduces_by_itself(copy)
+  assert gradient_reduction.reduces_by_itself(optimizer)
+  assert not gradient_reduction.reduces_by_itself(copy)
 
 
 @pytest.mark.parametrize(
@@ -202,7 +258,7 @@ def test_optimizer_without_reduction_is_copied_whole():
 )
 def test_what_cannot_do_without_reduction_is_refused(optimizer, error, match):
   with pytest.raises(error, match=match):
-    compatibility.without_gradient_reduction(optimizer())
+    gradient_reduction.without_gradient_reduction(optimizer())
 
 
 def test_subclass_that_reduces_by_itself_is_seen():
@@ -210,7 +266,7 @@ def test_subclass_that_reduces_by_itself_is_seen():
     def _all_reduce_sum_gradients(self, grads_and_vars):
       return grads_and_vars
 
-  assert compatibility.reduces_by_itself(Own())
+  assert gradient_reduction.reduces_by_itself(Own())
 
 
 @pytest.mark.parametrize(
@@ -231,7 +287,7 @@ def test_subclass_that_reduces_by_itself_is_seen():
 )
 def test_gradients_are_tagged_and_nothing_else(optimizer, inner):
   ops = TaggingOps()
-  compatibility.tag_gradients()
+  hooks.install(gradient_reduction)
   model = fit(
     mirrored(ops),
     lambda: [
@@ -248,12 +304,12 @@ def test_gradients_are_tagged_and_nothing_else(optimizer, inner):
   assert set(gradients) == {len(model.trainable_variables)}
   assert others  # of synchronised batch normalisation
   assert set(ops.checked) == {whose}
-  assert compatibility.reducing_gradients_of() is None
+  assert gradient_reduction.reducing_gradients_of() is None
 
 
 def test_single_gradient_is_tagged():
   ops = TaggingOps()
-  compatibility.tag_gradients()
+  hooks.install(gradient_reduction)
   model = fit(
     mirrored(ops),
     lambda: [keras.layers.Dense(1, use_bias=False)],
@@ -264,7 +320,7 @@ def test_single_gradient_is_tagged():
 
 def test_variables_without_gradients_are_left_out():
   ops = TaggingOps()
-  compatibility.tag_gradients()
+  hooks.install(gradient_reduction)
   strategy = mirrored(ops)
   with strategy.scope():
     variables = [keras.Variable(np.zeros(2)) for _ in range(3)]
@@ -286,7 +342,7 @@ def test_variables_without_gradients_are_left_out():
 
 
 def test_other_ops_are_left_alone():
-  compatibility.tag_gradients()
+  hooks.install(gradient_reduction)
   strategy = mirrored(tf.distribute.ReductionToOneDevice())
   with strategy.scope():
     variable = keras.Variable(np.zeros(2, np.float32))
@@ -296,10 +352,10 @@ def test_other_ops_are_left_alone():
 
 
 def test_tag_is_left_when_a_reduction_fails():
-  with pytest.raises(KeyError), compatibility.gradients_of("optimizer"):
-    assert compatibility.reducing_gradients_of() == "optimizer"
+  with pytest.raises(KeyError), gradient_reduction.gradients_of("optimizer"):
+    assert gradient_reduction.reducing_gradients_of() == "optimizer"
     raise KeyError
-  assert compatibility.reducing_gradients_of() is None
+  assert gradient_reduction.reducing_gradients_of() is None
 
 
 def test_multi_worker_fit_is_allowed_once_and_changes_no_other_strategy():
@@ -312,8 +368,8 @@ def test_multi_worker_fit_is_allowed_once_and_changes_no_other_strategy():
       keras.optimizers.SGD,
     )
     trained.append((model.get_weights(), keras.Model._maybe_symbolic_build))
-    compatibility.allow_multi_worker_fit()
-  compatibility.allow_multi_worker_fit()
+    hooks.install(multi_worker_fit)
+  hooks.install(multi_worker_fit)
   (before, _), (after, changed) = trained
   assert keras.Model._maybe_symbolic_build is changed
   for x, y in zip(before, after, strict=True):
@@ -323,9 +379,9 @@ def test_multi_worker_fit_is_allowed_once_and_changes_no_other_strategy():
 def test_patience_needs_a_time_and_workers(monkeypatch):
   monkeypatch.delenv("TF_CONFIG", raising=False)
   with pytest.raises(ValueError, match="heartbeat_timeout_s=0 must be above 0"):
-    compatibility.bear_with_slow_links(0)
+    heartbeat.bear_with_slow_links(0)
   with pytest.raises(ValueError, match="TF_CONFIG names no workers"):
-    compatibility.bear_with_slow_links()
+    heartbeat.bear_with_slow_links()
 
 
 @pytest.mark.parametrize(
@@ -338,9 +394,9 @@ def test_errors_say_whose_loss_they_are(job, is_worker, is_parameter_server):
     f" /job:{job}/replica:0/task:1 while calling /tensorflow.eager.EagerService"
   )
   lost = tf.errors.UnavailableError(None, None, message)
-  assert compatibility.is_worker_failure(lost) == is_worker
-  assert compatibility.is_parameter_server_failure(lost) == is_parameter_server
+  assert worker_calls.is_worker_failure(lost) == is_worker
+  assert worker_calls.is_parameter_server_failure(lost) == is_parameter_server
   # What a task does wrong is neither.
   wrong = tf.errors.InvalidArgumentError(None, None, message)
-  assert not compatibility.is_worker_failure(wrong)
-  assert not compatibility.is_parameter_server_failure(wrong)
+  assert not worker_calls.is_worker_failure(wrong)
+  assert not worker_calls.is_parameter_server_failure(wrong)

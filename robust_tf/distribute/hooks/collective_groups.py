@@ -10,23 +10,31 @@ import itertools
 
 import tensorflow as tf
 
+from robust_tf.distribute.hooks import private
+
 # A strategy has a few groups at most, one for each set of devices.
 _FIRST_GROUPS = itertools.count(1000, 1000)
 
 
-def use_own_collectives(strategy: tf.distribute.MirroredStrategy) -> None:
+def separate(strategy: tf.distribute.MirroredStrategy) -> None:
   """Has a strategy number its groups apart from those of all others.
 
   Args:
     strategy: one whose replicas are all in this process.
+
+  Raises:
+    ValueError: this TensorFlow numbers groups in another way.
   """
-  # Private in TensorFlow 2.21: groups are numbered from `_collective_key_base`
-  # on when the ops are made, and `_cross_device_ops` are these ops by default.
+  # TensorFlow 2.21: groups are numbered from `_collective_key_base` on when
+  # the ops are made, and `_cross_device_ops` are these ops by default.
   extended = strategy.extended
-  if extended._collective_key_base:
+  if private.attribute(__name__, extended, "_collective_key_base"):
     return
+  make_ops = private.attribute(
+    __name__, extended, "_make_collective_ops_with_fallbacks"
+  )
+  shared = private.attribute(__name__, extended, "_collective_ops")
   extended._collective_key_base = next(_FIRST_GROUPS)
-  shared = extended._collective_ops
-  extended._collective_ops = extended._make_collective_ops_with_fallbacks()
-  if extended._cross_device_ops is shared:
+  extended._collective_ops = make_ops()
+  if private.attribute(__name__, extended, "_cross_device_ops") is shared:
     extended._cross_device_ops = extended._collective_ops
