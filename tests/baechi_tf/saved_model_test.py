@@ -7,6 +7,7 @@ import pytest
 from tensorflow.core.protobuf.fingerprint_pb2 import FingerprintDef
 from tensorflow.python.saved_model.pywrap_saved_model import fingerprinting
 
+from baechi_tf import private
 from baechi_tf import saved_model
 from baechi_tf.device_rewrite import rewrite_devices
 from baechi_tf.graph_files import read_saved_model
@@ -473,6 +474,7 @@ def test_write_saved_model_full_disk_leaves_nothing(mlp, item, plan, tmp_path):
 # forks before TensorFlow has made threads, and imports it only once.
 _KILLED_WRITERS = """
 import os, random, signal, sys, time
+from baechi_tf import private
 from baechi_tf import saved_model
 from baechi_tf.graph_item import read_item
 
@@ -532,3 +534,10 @@ def test_load_flat_graph_agrees_with_placed_model(mlp, placed):
   np.testing.assert_allclose(
     losses, models.run_v1(mlp, "train", BATCHES), rtol=RTOL
   )
+
+
+def test_missing_private_module_is_an_error_that_names_it_and_the_version():
+  with pytest.raises(ImportError, match="the costs of ops") as raised:
+    private.find("tensorflow.python.gone", "the costs of ops")
+  message = str(raised.value)
+  assert f"TensorFlow {tf.__version__} has no tensorflow.python.gone" in message
