@@ -8,11 +8,19 @@ so on their devices.
 
 import tensorflow as tf
 
-# Checked with TensorFlow 2.21: how it loads the format, and lifts variables.
-from tensorflow.python.eager import wrap_function
-from tensorflow.python.ops import resource_variable_ops
-from tensorflow.python.saved_model import load_v1_in_v2
-from tensorflow.python.saved_model import loader_impl
+from baechi_tf import private
+
+_PURPOSE = "models in TensorFlow 1's format"
+wrap_function = private.find("tensorflow.python.eager.wrap_function", _PURPOSE)
+resource_variable_ops = private.find(
+  "tensorflow.python.ops.resource_variable_ops", _PURPOSE
+)
+load_v1_in_v2 = private.find(
+  "tensorflow.python.saved_model.load_v1_in_v2", _PURPOSE
+)
+loader_impl = private.find(
+  "tensorflow.python.saved_model.loader_impl", _PURPOSE
+)
 
 _COLLECTIONS = (
   tf.compat.v1.GraphKeys.GLOBAL_VARIABLES,

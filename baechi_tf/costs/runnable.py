@@ -5,13 +5,15 @@ from collections.abc import Iterator
 
 import tensorflow as tf
 
-# Checked with TensorFlow 2.21: the registry of kernels.
-from tensorflow.python.framework import kernels
-
+from baechi_tf import private
 from baechi_tf.function_library import attr_value
 from baechi_tf.function_library import definition_of
 from baechi_tf.function_library import functions_by_name
 from baechi_tf.graph_item import GraphItem
+
+kernels = private.find(
+  "tensorflow.python.framework.kernels", "the registry of kernels"
+)
 
 NodeDef = tf.compat.v1.NodeDef
 
