@@ -112,8 +112,8 @@ def main(argv: list[str]) -> int:
   progress.INTERVAL_S = 1e6  # a slow machine's progress lines are no faults
   # A crash shows where it is, on stderr as it is now: cases redirect it.
   faulthandler.enable(os.dup(2))
-  # As in a command, which absl does not start.
-  logging.set_verbosity(logging.WARNING)
+  # Many runs in one process make TensorFlow warn that it traces anew.
+  logging.set_verbosity(logging.ERROR)
   numbers = range(_CASES.value)
   if _ONLY_CASE.value is not None:
     numbers = [_ONLY_CASE.value]

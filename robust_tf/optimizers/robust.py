@@ -27,7 +27,9 @@ cases, in which Keras does not apply the mean gradient as one machine would:
   of an embedding's row. Keras squares what each look-up of the row adds to it.
 """
 
+import functools
 from collections.abc import Callable
+from collections.abc import Mapping
 
 import keras
 import numpy as np
@@ -395,20 +397,24 @@ class RobustOptimizer(keras.optimizers.Optimizer):
     """Returns the optimizer that `get_config` described.
 
     With Zeno, `optimizer.validation_loss` must be set before it trains.
+
+    Raises:
+      ValueError: the config is damaged.
     """
+    entry = functools.partial(rule_config.entry, config)
     aggregator = rule_config.from_config(
-      config["aggregator"], aggregators.AGGREGATORS, custom_objects
+      entry("aggregator", Mapping), aggregators.AGGREGATORS, custom_objects
     )
     rule, _ = rule_config.rule_and_parameters(aggregator)
     return cls(
       **{
         **config,
         "inner_optimizer": keras.saving.deserialize_keras_object(
-          config["inner_optimizer"], custom_objects
+          entry("inner_optimizer"), custom_objects
         ),
         "aggregator": aggregator,
         "byzantine": rule_config.byzantine_from_config(
-          config["byzantine"], custom_objects
+          config.get("byzantine"), custom_objects
         ),
         "validation_loss": (
           NoValidationLoss() if rule is aggregators.zeno else None

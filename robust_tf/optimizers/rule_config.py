@@ -72,9 +72,9 @@ def from_config(
   """Returns the choice that `to_config` wrote.
 
   Raises:
-    ValueError: a name that is not in the table.
+    ValueError: a name is not in the table, or the config is damaged.
   """
-  rule = config["rule"]
+  rule = entry(config, "rule")
   if not isinstance(rule, str):
     rule = keras.saving.deserialize_keras_object(rule, custom_objects)
   elif rule in table:
@@ -85,9 +85,29 @@ def from_config(
     )
   parameters = {
     name: _parameter_from_config(value, table, custom_objects)
-    for name, value in config["parameters"].items()
+    for name, value in entry(config, "parameters", Mapping).items()
   }
   return functools.partial(rule, **parameters) if parameters else rule
+
+
+def entry(config: Mapping[str, Any], name: str, kind: type = object) -> Any:
+  """Returns one entry of a saved config.
+
+  Args:
+    config: what a file holds.
+    name: the entry's key.
+    kind: the type that the entry must have.
+
+  Raises:
+    ValueError: the config has no such entry, or one of another type.
+  """
+  if not isinstance(config, Mapping) or name not in config:
+    raise ValueError(f"a saved config is damaged: it has no {name!r}")
+  if not isinstance(config[name], kind):
+    raise ValueError(
+      f"a saved config is damaged: its {name!r} is no {kind.__name__}"
+    )
+  return config[name]
 
 
 def _parameter_to_config(value, table):
@@ -118,12 +138,17 @@ def byzantine_from_config(
   config: Mapping[str, Any] | None,
   custom_objects: Mapping[str, Any] | None = None,
 ) -> Byzantine | None:
-  """Returns what `byzantine_to_config` wrote."""
+  """Returns what `byzantine_to_config` wrote.
+
+  Raises:
+    ValueError: the config is damaged.
+  """
   if config is None:
     return None
+  attack = entry(config, "attack", Mapping)
   return Byzantine(
-    workers=tuple(config["workers"]),
-    attack=from_config(config["attack"], _ATTACKS_AND_RULES, custom_objects),
-    start_step=config["start_step"],
-    seed=config["seed"],
+    workers=tuple(entry(config, "workers", list)),
+    attack=from_config(attack, _ATTACKS_AND_RULES, custom_objects),
+    start_step=entry(config, "start_step", int),
+    seed=entry(config, "seed", int),
   )

@@ -318,3 +318,31 @@ def test_unknown_rule_in_a_config_is_an_error():
     ValueError, match="'no_such_rule' is not known; known are"
   ):
     RobustOptimizer.from_config(config)
+
+
+@pytest.mark.parametrize(
+  ("name", "value", "message"),
+  [
+    ("aggregator", {"parameters": {}}, "has no 'rule'"),
+    ("aggregator", {"rule": "median"}, "has no 'parameters'"),
+    ("aggregator", {"rule": "median", "parameters": 3}, "is no Mapping"),
+    ("aggregator", {"rule": "mode", "parameters": {}}, "'mode' is not known"),
+    ("aggregator", None, "'aggregator' is no Mapping"),
+    ("byzantine", {"workers": [0]}, "has no 'attack'"),
+    ("byzantine", 3, "has no 'attack'"),
+  ],
+)
+def test_damaged_config_says_what_is_damaged(name, value, message):
+  config = RobustOptimizer(keras.optimizers.SGD(0.1), aggregators.median)
+  config = {**config.get_config(), name: value}
+  with pytest.raises(ValueError, match=message):
+    RobustOptimizer.from_config(config)
+
+
+@pytest.mark.parametrize("name", ["aggregator", "inner_optimizer"])
+def test_config_without_an_entry_names_it(name):
+  optimizer = RobustOptimizer(keras.optimizers.SGD(0.1), aggregators.median)
+  config = optimizer.get_config()
+  del config[name]
+  with pytest.raises(ValueError, match=f"damaged: it has no '{name}'"):
+    RobustOptimizer.from_config(config)

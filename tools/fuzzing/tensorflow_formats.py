@@ -7,6 +7,7 @@ import os
 import random
 import sys
 import traceback
+import warnings
 import zipfile
 from collections.abc import Callable
 from collections.abc import Sequence
@@ -223,7 +224,8 @@ def _load_keras(argv: Sequence[str]) -> int:
   must say what is wrong with the configuration.
   """
   try:
-    keras.models.load_model(argv[0])
+    with warnings.catch_warnings(action="ignore"):
+      keras.models.load_model(argv[0])
   except Exception as error:
     frames = traceback.extract_tb(error.__traceback__)
     ours = any("robust_tf" in x.filename for x in frames)
