@@ -61,7 +61,7 @@ def test_damaged_planning_input_ends_in_one_message(name):
 
 
 @pytest.mark.parametrize(
-  "name", ["profile", "graph_pb", "graph_pbtxt", "saved_model"]
+  "name", ["profile", "graph_pb", "graph_pbtxt", "saved_model", "keras"]
 )
 def test_damaged_model_ends_in_one_message(name):
   _check(name, 15)
