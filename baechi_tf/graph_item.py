@@ -30,6 +30,7 @@ from baechi_tf.inlining import inline
 from baechi_tf.liveness import check_no_cycle
 from baechi_tf.liveness import flat_graph_def
 from baechi_tf.liveness import live_nodes
+from baechi_tf.object_graph import captured_objects
 from baechi_tf.signatures import checked_fetches
 from baechi_tf.signatures import choose_signature
 from baechi_tf.signatures import Feed
@@ -250,4 +251,6 @@ def _checkpoint(meta_graph, directory) -> initializers.Checkpoint:
     restore_op=saver.restore_op_name,
     init_op=init_op(meta_graph),
     assets={x.tensor_info.name: x.filename for x in meta_graph.asset_file_def},
+    objects=meta_graph.object_graph_def,
+    captured=captured_objects(meta_graph),
   )

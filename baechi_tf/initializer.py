@@ -8,6 +8,8 @@ import numpy as np
 import tensorflow as tf
 
 from baechi_tf import private
+from baechi_tf.object_graph import read_values
+from baechi_tf.object_graph import SavedObjectGraph
 
 context = private.find(
   "tensorflow.python.eager.context",
@@ -28,6 +30,9 @@ class Checkpoint:
     restore_op: restores every variable.
     init_op: fills tables; empty if there is none.
     assets: the file's name under assets/, by the tensor it is fed to.
+    objects: the model's description of its objects; empty in TensorFlow 1's
+      format.
+    captured: the index of a variable in `objects`, by its handle's name.
   """
 
   directory: str
@@ -35,6 +40,10 @@ class Checkpoint:
   restore_op: str = ""
   init_op: str = ""
   assets: Mapping[str, str] = dataclasses.field(default_factory=dict)
+  objects: SavedObjectGraph = dataclasses.field(
+    default_factory=SavedObjectGraph
+  )
+  captured: Mapping[str, int] = dataclasses.field(default_factory=dict)
 
   @property
   def roots(self) -> tuple[str, ...]:
@@ -52,8 +61,36 @@ class Checkpoint:
     if self.restore_op:
       prefix = os.path.join(self.directory, "variables", "variables")
       session.run(self.restore_op, feeds | {self.filename_tensor: prefix})
+      self._restore_left_out(session, prefix)
     if self.init_op:
       session.run(self.init_op, feeds)
+
+  def _restore_left_out(self, session: tf.compat.v1.Session, prefix: str):
+    """Restores captured variables that the saver's op has left out.
+
+    Of a variable of Keras 3, the saver saves and restores a copy that no
+    function captures; `tf.saved_model.load` goes by the objects.
+    """
+    variables = {
+      x: self.captured[x.name]
+      for x in session.graph.get_operations()
+      if x.type == "VarHandleOp" and x.name in self.captured
+    }
+    with session.graph.as_default():
+      is_set = session.run(
+        [
+          tf.raw_ops.VarIsInitializedOp(resource=x.outputs[0])
+          for x in variables
+        ]
+      )
+    left_out = {
+      variables[x]: x
+      for x, done in zip(variables, is_set, strict=True)
+      if not done
+    }
+    if left_out:
+      values = read_values(self.objects, left_out, prefix)
+      _assign(session, {left_out[x]: value for x, value in values.items()})
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,27 +114,35 @@ class Values:
     Raises:
       ValueError: a variable without a value has no fixed shape.
     """
-    variables = [
-      x for x in session.graph.get_operations() if x.type in _VARIABLES
-    ]
-    assigns = []
-    with session.graph.as_default():
-      for variable in variables:
-        if variable.name in self.variables:
-          with context.eager_mode():
-            value = self.variables[variable.name].numpy()
+    values = {}
+    for variable in session.graph.get_operations():
+      if variable.type not in _VARIABLES:
+        continue
+      if variable.name in self.variables:
+        with context.eager_mode():
+          values[variable] = self.variables[variable.name].numpy()
+      else:
+        values[variable] = _zeros(variable)
+    _assign(session, values)
+
+
+def _assign(
+  session: tf.compat.v1.Session, values: Mapping[tf.Operation, np.ndarray]
+) -> None:
+  """Sets variables, given by their nodes, to values."""
+  assigns = []
+  with session.graph.as_default():
+    for variable, value in values.items():
+      feed = tf.compat.v1.placeholder(variable.get_attr("dtype"), value.shape)
+      handle = variable.outputs[0]
+      with tf.device(variable.device):
+        if variable.type == "VarHandleOp":
+          assign = tf.raw_ops.AssignVariableOp(resource=handle, value=feed)
         else:
-          value = _zeros(variable)
-        feed = tf.compat.v1.placeholder(variable.get_attr("dtype"), value.shape)
-        handle = variable.outputs[0]
-        with tf.device(variable.device):
-          if variable.type == "VarHandleOp":
-            assign = tf.raw_ops.AssignVariableOp(resource=handle, value=feed)
-          else:
-            assign = tf.raw_ops.Assign(ref=handle, value=feed).op
-        assigns.append((assign, feed, value))
-    for assign, feed, value in assigns:
-      session.run(assign, {feed: value})
+          assign = tf.raw_ops.Assign(ref=handle, value=feed).op
+      assigns.append((assign, feed, value))
+  for assign, feed, value in assigns:
+    session.run(assign, {feed: value})
 
 
 def _zeros(variable: tf.Operation) -> np.ndarray:

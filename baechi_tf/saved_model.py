@@ -19,12 +19,11 @@ from tensorflow.core.protobuf import fingerprint_pb2
 from baechi_tf import atomic
 from baechi_tf import private
 from baechi_tf.device_rewrite import rewrite_devices
-from baechi_tf.function_library import called_function
-from baechi_tf.function_library import functions_by_name
 from baechi_tf.graph_files import choose_meta_graph
 from baechi_tf.graph_files import read_saved_model
 from baechi_tf.graph_item import GraphItem
 from baechi_tf.model_files import copy_model_files
+from baechi_tf.object_graph import captured_objects
 from baechi_tf.output_path import OutputPath
 from baechi_tf.output_path import saved_model_output
 from baechi_tf.v1_loader import is_v1
@@ -180,9 +179,6 @@ def _place_variables(
 ) -> int:
   """Gives the object graph's variables the devices of their handles.
 
-  A function's captures are its last arguments, and the object graph knows
-  which object each one is.
-
   Returns:
     How many variables and tables were placed.
   """
@@ -191,23 +187,13 @@ def _place_variables(
     for name, device in device_of.items()
     if len(item.paths.get(name, ())) == 1
   }
-  objects = meta_graph.object_graph_def
-  library = functions_by_name(meta_graph.graph_def)
   placed = set()
-  for node in meta_graph.graph_def.node:
-    function = called_function(node, library)
-    if not function or function not in objects.concrete_functions:
-      continue
-    bound = objects.concrete_functions[function].bound_inputs
-    data = [x for x in node.input if not x.startswith("^")]
-    for handle, index in zip(
-      data[len(data) - len(bound) :], bound, strict=True
-    ):
-      kept = objects.nodes[index]
-      kind = kept.WhichOneof("kind")
-      if handle in planned and kind in ("variable", "resource"):
-        getattr(kept, kind).device = planned[handle]
-        placed.add(index)
+  for handle, index in captured_objects(meta_graph).items():
+    kept = meta_graph.object_graph_def.nodes[index]
+    kind = kept.WhichOneof("kind")
+    if handle in planned and kind in ("variable", "resource"):
+      getattr(kept, kind).device = planned[handle]
+      placed.add(index)
   return len(placed)
 
 

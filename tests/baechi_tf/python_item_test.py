@@ -2,6 +2,7 @@ import keras
 import numpy as np
 import pytest
 
+from baechi_tf.graph_item import read_item
 from baechi_tf.python_item import item_from_function
 from baechi_tf.python_item import item_from_keras
 from tests import models
@@ -170,3 +171,41 @@ def test_item_from_keras_uncompiled_model_is_rejected():
   model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(2)])
   with pytest.raises(ValueError, match="is not compiled"):
     item_from_keras(model, np.ones((1, 4)), np.ones((1, 2)))
+
+
+def test_saved_keras_step_starts_from_the_saved_variables(tmp_path):
+  batches = [models.mlp_batch(seed) for seed in range(2)]
+  step = tf.Module()
+  step.model = small_model("adam")
+  step.optimizer = step.model.optimizer
+  variables = step.model.trainable_variables
+  step.optimizer.build(variables)
+
+  @tf.function(
+    input_signature=[
+      tf.TensorSpec(x.shape, x.dtype, name) for name, x in batches[0].items()
+    ]
+  )
+  def train(x, y):
+    with tf.GradientTape() as tape:
+      loss = tf.reduce_mean((step.model(x, training=True) - y) ** 2)
+    step.optimizer.apply(tape.gradient(loss, variables), variables)
+    return {"loss": loss}
+
+  path = tmp_path / "model"
+  tf.saved_model.save(step, str(path), signatures={"train": train})
+  loaded = tf.saved_model.load(str(path)).signatures["train"]
+  expected = [
+    loaded(**{k: tf.constant(x) for k, x in batch.items()})["loss"]
+    for batch in batches
+  ]
+  item = read_item(path, signature="train")
+  with session(item.graph_def) as running:
+    item.initialize(running)
+    losses = [
+      running.run(
+        item.fetches[0], {x.tensor: batch[x.name] for x in item.feeds}
+      )
+      for batch in batches
+    ]
+  np.testing.assert_allclose(losses, expected, rtol=RTOL)
