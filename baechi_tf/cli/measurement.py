@@ -20,6 +20,7 @@ def measure_here(
   values: Mapping[str, np.ndarray],
   device_type: str,
   progress: Progress,
+  inputs: str | None = None,
   **counts: int,
 ) -> "dict[str, OpCost]":
   """Returns what each op costs on a device of this machine.
@@ -29,6 +30,7 @@ def measure_here(
     values: a value for every input.
     device_type: "CPU" or "GPU".
     progress: is told how many steps are done.
+    inputs: the file that the values are from; None if they are made up.
     counts: `num_steps` and `warmup` of `measure`.
 
   Raises:
@@ -57,26 +59,26 @@ def measure_here(
       **counts,
     )
   except tf.errors.OpError as error:
-    raise ValueError(
-      f"{item.source}: the step fails here: {_reason(error.message)}"
-    ) from error
+    raise ValueError(_failure(item, inputs, error.message)) from error
   except UnicodeDecodeError as error:  # of a complaint that quotes an input
     text = error.object.decode(errors="backslashreplace")
-    raise ValueError(
-      f"{item.source}: the step fails here: {_reason(text)}"
-    ) from error
+    raise ValueError(_failure(item, inputs, text)) from error
 
 
-def _reason(message: str) -> str:
+def _failure(item: "GraphItem", inputs: str | None, message: str) -> str:
   """Returns what is wrong, without where, and what would help."""
   complaint = message.partition("\n\t [[")[0]
   complaint = _WHERE.split(complaint)[-1]
   complaint = " ".join(complaint.split()) or "no reason given"
   if complaint.startswith("No OpKernel"):
+    advice = "profile the model where the op can run, or use --estimate"
+  elif inputs is not None:
     return (
-      f"{complaint}; profile the model where the op can run, or use --estimate"
+      f"{item.source}: the step fails with the inputs of {inputs}: {complaint}"
     )
-  return (
-    f"{complaint}; if made-up inputs do not suit it, give other shapes, or real"
-    " inputs with --inputs"
-  )
+  else:
+    advice = (
+      "if made-up inputs do not suit it, give other shapes, or real inputs with"
+      " --inputs"
+    )
+  return f"{item.source}: the step fails here: {complaint}; {advice}"

@@ -336,5 +336,8 @@ def _known_costs(args, item, types: Sequence[str], cluster, progress):
   if not here and args.inputs is None:
     return {}, input_shapes(args)
   values = input_values(args, item)
-  measured = {name: measure_here(item, values, name, progress) for name in here}
+  measured = {
+    name: measure_here(item, values, name, progress, args.inputs)
+    for name in here
+  }
   return measured, {name: value.shape for name, value in values.items()}

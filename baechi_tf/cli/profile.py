@@ -94,6 +94,7 @@ def run(args: argparse.Namespace) -> None:
       values,
       args.device,
       progress,
+      args.inputs,
       num_steps=args.num_steps,
       warmup=args.warmup,
     )

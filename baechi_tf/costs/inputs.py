@@ -164,7 +164,8 @@ def _read_inputs(item: GraphItem, path) -> dict[str, np.ndarray]:
   for name in names:
     if name not in values:
       raise ValueError(
-        f"{path}: input {name!r} is missing; the file has"
+        f"{path}: input {name!r} is missing; the model's inputs are"
+        f" {', '.join(map(repr, names))}, the file has"
         f" {', '.join(map(repr, sorted(values))) or 'nothing'}"
       )
   for name in sorted(values.keys() - set(names)):

@@ -119,7 +119,7 @@ def test_inputs_of_a_step_come_from_a_file(tmp_path_factory, capsys):
   [
     (["--inputs=none.npz"], "none.npz: No such file"),
     (["--inputs=cluster.toml"], "cluster.toml: not a NumPy .npz archive"),
-    (["--inputs=in.npz"], "in.npz: input 'y' is missing; the file has 'x'"),
+    (["--inputs=in.npz"], "input 'y' is missing; the model's inputs are"),
     (["--inputs=in.npz", "--estimate"], "of no use with --estimate: estimates"),
     (["--inputs=in.npz", "--profile=x"], "of no use with --profile"),
     (["--inputs=in.npz", "--batch-size=2"], "of no use with --batch-size"),
@@ -333,7 +333,8 @@ def test_examples_are_made_up_or_their_damage_is_quoted(scratch, capsys):
   # Bytes that are no text either, which TensorFlow puts into its complaint.
   np.savez("in.npz", **{"in": np.array([b"\xff\xfe"])})
   line = complaint(capsys, *argv, "--inputs=in.npz")
-  assert "fails here: Could not parse example input" in line
+  assert "fails with the inputs of in.npz: Could not parse example" in line
+  assert "made-up" not in line
   assert "\\xff\\xfe" in line
 
 

@@ -60,6 +60,8 @@ def test_damaged_planning_input_ends_in_one_message(name):
   _check(name, 150)
 
 
+# Keras 3.15 saves variables through NumPy's old array protocol.
+@pytest.mark.filterwarnings("ignore:__array__ implementation")
 @pytest.mark.parametrize(
   "name", ["profile", "graph_pb", "graph_pbtxt", "saved_model", "keras"]
 )
