@@ -37,7 +37,7 @@ def with_placeholders(
   Args:
     original: the graph with its library; it is not changed.
     feeds: the tensors that are fed.
-    uses: what the graph is run for.
+    uses: the tensors and ops that the graph is run for.
   """
   nodes = {node.name: node for node in original.node}
   fed = {}

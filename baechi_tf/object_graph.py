@@ -52,7 +52,7 @@ def read_values(
   Args:
     objects: the SavedModel's description of its objects.
     indices: the variables wanted.
-    prefix: of the SavedModel's checkpoint.
+    prefix: the path of the SavedModel's checkpoint, without its suffix.
 
   Returns:
     The value by index; the checkpoint may lack some.

@@ -13,7 +13,7 @@ def find(path: str, purpose: str) -> ModuleType:
 
   Args:
     path: its dotted path.
-    purpose: what it is needed for, for the message.
+    purpose: the use of the module, for the message.
 
   Raises:
     ImportError: the installed TensorFlow does not have it.

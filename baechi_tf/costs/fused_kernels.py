@@ -143,9 +143,9 @@ def share_out(
   A kernel of which an op has no cost of its own stays as it is.
 
   Args:
-    costs: as measured; the ops inside a host are missing.
+    costs: the measured costs; the ops inside a host are missing.
     apart: the costs of the hosts and the ops inside, each run by itself.
-    hosts: what `find_hosts` returned.
+    hosts: the result of `find_hosts`.
   """
   inside = collections.defaultdict(list)
   for name, host in hosts.items():

@@ -1,4 +1,4 @@
-"""What a step's stats say that each op took.
+"""Reads the cost of each op from a step's stats.
 
 TensorFlow's step stats have a row for each node that ran and, on a GPU, for
 each kernel.
@@ -94,7 +94,7 @@ def _row_cost(row, op_type: str) -> OpCost:
 
 
 def _tensor_bytes(description) -> int:
-  """What a tensor would weigh when sent.
+  """Returns the bytes of a tensor when it is sent.
 
   Shape and type tell for numbers; the allocation might be a larger buffer
   that the tensor is a slice of. For strings and variants it is all there is.
