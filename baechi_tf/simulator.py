@@ -24,6 +24,7 @@ import numpy as np
 from baechi_tf.cluster import CHANNELS
 from baechi_tf.cluster import Cluster
 from baechi_tf.compiled import compiled
+from baechi_tf.compiled import inlined
 from baechi_tf.op_graph import OpGraph
 from baechi_tf.shortage import memory_by_kind
 from baechi_tf.shortage import Shortage
@@ -32,15 +33,16 @@ from baechi_tf.shortage import shortage_message
 HALF_DUPLEX, FULL_DUPLEX, PARALLEL = range(len(CHANNELS))
 
 
-@compiled
-def transfer_start(channel, send_free, receive_free, source, target, ready):
-  """When a tensor that is ready at `ready` can leave `source` for `target`.
+@inlined
+def transfer_start(channel, send_free, receive_free, ready):
+  """When a tensor that is ready at `ready` can leave.
 
-  With `half_duplex`, `send_free` and `receive_free` are the same array.
+  `send_free` and `receive_free` are from when the sender's outgoing and the
+  receiver's incoming channel are free.
   """
   if channel == PARALLEL:
     return ready
-  return max(ready, send_free[source], receive_free[target])
+  return max(ready, send_free, receive_free)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -319,7 +321,7 @@ def _run(
           for t in range(first_transfer[tensor], first_transfer[tensor + 1]):
             target = transfer_target[t]
             begin = transfer_start(
-              channel, send_free, receive_free, home, target, now
+              channel, send_free[home], receive_free[target], now
             )
             end = (
               begin

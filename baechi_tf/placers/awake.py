@@ -156,8 +156,6 @@ def _earliest_child_start(p, s, op, k, now):
     elif s.arrived[tensor, k] < NEVER:
       end = s.arrived[tensor, k]
     else:
-      end = transfer_end(
-        p, tensor, home, k, s.finish[source], s.send_free, s.receive_free
-      )
+      end = transfer_end(p, s, tensor, k, s.receive_free[k])
     latest = max(latest, end)
   return latest

@@ -11,8 +11,8 @@ import numpy as np
 
 from baechi_tf.cluster import CHANNELS
 from baechi_tf.cluster import Cluster
-from baechi_tf.compiled import compiled
 from baechi_tf.compiled import compiled_inner
+from baechi_tf.compiled import inlined
 from baechi_tf.op_graph import offsets_of
 from baechi_tf.op_graph import OpGraph
 from baechi_tf.placers.families import find_families
@@ -72,8 +72,6 @@ class State(NamedTuple):
   device_free: np.ndarray  # [D]
   send_free: np.ndarray
   receive_free: np.ndarray
-  send_trial: np.ndarray  # scratch, for bookings that are not kept
-  receive_trial: np.ndarray
   arrived: np.ndarray  # [m, D], when a tensor is there; NEVER: not sent
   last_use: np.ndarray  # [m, D], when its last placed consumer there ends
   unplaced_parents: np.ndarray  # [n], edges from ops that are not placed
@@ -163,7 +161,7 @@ def new_state(p: Problem) -> State:
   num_tensors = len(p.tensor_op)
   num_edges = len(p.edge_op)
   num_families = len(p.family_offsets) - 1
-  send_free, send_trial = np.zeros(num_devices), np.zeros(num_devices)
+  send_free = np.zeros(num_devices)
   half = p.channel == HALF_DUPLEX
   return State(
     device=np.full(num_ops, NONE, np.int64),
@@ -173,8 +171,6 @@ def new_state(p: Problem) -> State:
     device_free=np.zeros(num_devices),
     send_free=send_free,
     receive_free=send_free if half else np.zeros(num_devices),
-    send_trial=send_trial,
-    receive_trial=send_trial if half else np.zeros(num_devices),
     arrived=np.full((num_tensors, num_devices), NEVER),
     last_use=np.zeros((num_tensors, num_devices)),
     unplaced_parents=np.diff(p.input_offsets),
@@ -208,40 +204,34 @@ def new_queues(num_devices):
   )
 
 
-@compiled_inner
-def transfer_end(p, tensor, source, target, ready, send_free, receive_free):
-  """When a transfer would end, were it the next to be booked."""
+@inlined
+def transfer_end(p, s, tensor, k, receive_free):
+  """When a tensor would be on `k`, were its transfer the next to be booked.
+
+  `receive_free` is from when the channel into `k` is free.
+  """
+  op = p.tensor_op[tensor]
+  home = s.device[op]
   begin = transfer_start(
-    p.channel, send_free, receive_free, source, target, ready
+    p.channel, s.send_free[home], receive_free, s.finish[op]
   )
   return (
     begin
-    + p.latency_us[source, target]
-    + p.tensor_bytes[tensor] * p.us_per_byte[source, target]
+    + p.latency_us[home, k]
+    + p.tensor_bytes[tensor] * p.us_per_byte[home, k]
   )
 
 
-@compiled_inner
-def _send(p, tensor, source, target, ready, send_free, receive_free):
-  """Books one transfer and returns when it ends."""
-  end = transfer_end(p, tensor, source, target, ready, send_free, receive_free)
-  send_free[source] = end
-  receive_free[target] = end
-  return end
-
-
-@compiled_inner
+@inlined
 def inputs_there(p, s, op, k):
   """When the last input of a ready op would be on `k`.
 
-  The transfers are tried in the order in which placing the op would book them,
-  since several inputs share one channel.
+  The transfers are tried in the order in which placing the op would book them.
+  All go through the channel into `k`, one after another: what they do to the
+  senders' channels can delay none of them further.
   """
-  s.receive_trial[k] = s.receive_free[k]
-  for i in range(p.input_offsets[op], p.input_offsets[op + 1]):
-    source = s.device[p.tensor_op[p.input_tensor[i]]]
-    s.send_trial[source] = s.send_free[source]
   latest = 0.0
+  receive_free = s.receive_free[k]
   for i in range(p.input_offsets[op], p.input_offsets[op + 1]):
     tensor = p.input_tensor[i]
     source = p.tensor_op[tensor]
@@ -249,27 +239,20 @@ def inputs_there(p, s, op, k):
     if s.device[source] == k:
       end = s.finish[source]
     elif end == NEVER:
-      end = _send(
-        p,
-        tensor,
-        s.device[source],
-        k,
-        s.finish[source],
-        s.send_trial,
-        s.receive_trial,
-      )
+      end = transfer_end(p, s, tensor, k, receive_free)
+      receive_free = end
     latest = max(latest, end)
   return latest
 
 
-@compiled_inner
+@inlined
 def may_run(p, s, op, k):
   """Whether the op is not placed, and its group not on another device."""
   where = s.group_device[p.group[op]]
   return s.device[op] == NONE and (where == NONE or where == k)
 
 
-@compiled
+@inlined
 def received_bytes(p, s, op, k):
   """Bytes of inputs that `k` would have to receive, and hold, for the op."""
   total = 0
@@ -281,7 +264,7 @@ def received_bytes(p, s, op, k):
   return total
 
 
-@compiled_inner
+@inlined
 def _needs(p, s, op, k):
   """Bytes that placing the op on `k` would take there at its start."""
   working = p.working_bytes[op] + received_bytes(p, s, op, k)
@@ -292,16 +275,24 @@ def _needs(p, s, op, k):
   return p.group_persistent[group] + max(working, p.group_working[group])
 
 
-@compiled_inner
+@inlined
 def fits(p, s, q, op, k, now):
   """Whether `k` can hold the op from `now` on, after what is freed by then."""
   excess = s.reserved[k] + s.live[k] + _needs(p, s, op, k) - p.memory[k]
-  if excess > 0:
-    # Only counted: another op may yet start on `k` before these are freed.
-    for at, size in q.releases[k]:
-      if at <= now:
-        excess -= size
-  return excess <= 0
+  return excess <= 0 or excess <= _freed_by(q, k, now)
+
+
+@compiled_inner
+def _freed_by(q, k, now):
+  """Bytes that `k` need not hold from `now` on.
+
+  Only counted: another op may yet start there before they are freed.
+  """
+  freed = 0
+  for at, size in q.releases[k]:
+    if at <= now:
+      freed += size
+  return freed
 
 
 @compiled_inner
@@ -343,9 +334,10 @@ def place_op(p, s, q, op, k, begin):
     source = p.tensor_op[tensor]
     home = s.device[source]
     if home != k and s.arrived[tensor, k] == NEVER:
-      s.arrived[tensor, k] = _send(
-        p, tensor, home, k, s.finish[source], s.send_free, s.receive_free
-      )
+      arrival = transfer_end(p, s, tensor, k, s.receive_free[k])
+      s.arrived[tensor, k] = arrival
+      s.send_free[home] = arrival
+      s.receive_free[k] = arrival
       s.live[k] += p.tensor_bytes[tensor]
       sent.append(tensor)
       s.log_source[s.log_length[0]] = home

@@ -10,7 +10,7 @@ import dataclasses
 import numpy as np
 
 from baechi_tf.compiled import compiled
-from baechi_tf.compiled import compiled_inner
+from baechi_tf.compiled import inlined
 from baechi_tf.op_graph import offsets_of
 from baechi_tf.op_graph import OpGraph
 
@@ -93,7 +93,7 @@ def _same_inputs(num_ops, consumer_offsets, edge_op, num_edges):
   return label
 
 
-@compiled_inner
+@inlined
 def sibling(p, s, op, after):
   """The first member of the op's family, from it on, that is not placed.
 

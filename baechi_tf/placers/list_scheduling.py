@@ -24,6 +24,7 @@ import numpy as np
 from baechi_tf.cluster import Cluster
 from baechi_tf.compiled import compiled
 from baechi_tf.compiled import compiled_inner
+from baechi_tf.compiled import inlined
 from baechi_tf.op_graph import OpGraph
 from baechi_tf.placement import InfeasiblePlacementError
 from baechi_tf.placement import Placement
@@ -121,26 +122,33 @@ def _needed_by_kind(graph, p, s, op, k) -> dict[str, int]:
 
 
 @compiled_inner
-def _enter(p, s, q, op, k):
-  """Makes a ready op, and its family, candidates of `k`, if they may run there.
+def _enter(p, s, q, op, first, last):
+  """Makes a ready op, and its family, candidates of devices `first` to `last`.
 
-  A family is entered by its first member that is not placed: the others follow
-  it, see `_earliest_in`.
+  If they may run there. A family is entered by its first member that is not
+  placed: the others follow it, see `_earliest_in`.
   """
-  if may_run(p, s, op, k):
-    pinned = s.group_device[p.group[op]] == k
-    queue = k + len(p.memory) * (PINNED if pinned else OPEN)
-    heapq.heappush(
-      q.arriving[queue], (inputs_there(p, s, op, k), 2 * p.rank[op])
-    )
+  for k in range(first, last):
+    if may_run(p, s, op, k):
+      pinned = s.group_device[p.group[op]] == k
+      queue = k + len(p.memory) * (PINNED if pinned else OPEN)
+      heapq.heappush(
+        q.arriving[queue], (inputs_there(p, s, op, k), 2 * p.rank[op])
+      )
 
 
 @compiled_inner
-def _enter_urgent(p, s, q, op, k, urgent_at):
-  """Makes them candidates of `k` for when it is awake."""
-  if may_run(p, s, op, k):
-    queue = k + len(p.memory) * URGENT
-    heapq.heappush(q.arriving[queue], (urgent_at, 2 * p.rank[op]))
+def _enter_urgent(p, s, q, op, first, last, urgent_at):
+  """Makes them candidates of these devices for when they are awake."""
+  for k in range(first, last):
+    if may_run(p, s, op, k):
+      queue = k + len(p.memory) * URGENT
+      heapq.heappush(q.arriving[queue], (urgent_at, 2 * p.rank[op]))
+
+
+@inlined
+def _is_empty(q, queue):
+  return len(q.arriving[queue]) == 0 and len(q.waiting[queue]) == 0
 
 
 @compiled_inner
@@ -202,7 +210,9 @@ def _earliest_on(p, s, q, last_op, k):
   num_devices = len(p.memory)
   if len(q.releases[k]) > 0 and q.releases[k][0][0] <= s.device_free[k]:
     free_memory(s, q, k, s.device_free[k])
-  start, r = _earliest_in(p, s, q, PINNED, k)
+  start, r = NEVER, np.int64(NONE)
+  if not _is_empty(q, PINNED * num_devices + k):
+    start, r = _earliest_in(p, s, q, PINNED, k)
   short = len(q.blocked[PINNED * num_devices + k]) > 0
   awake = len(p.favorite_child) > 0 and awaits(p, s, last_op[k], k)
   if awake:
@@ -246,7 +256,7 @@ def _enter_again(p, s, q, op, k, new_group, sent):
     group = p.group[op]
     for i in range(p.group_offsets[group], p.group_offsets[group + 1]):
       if s.is_ready[p.group_members[i]]:
-        _enter(p, s, q, p.group_members[i], k)
+        _enter(p, s, q, p.group_members[i], k, k + 1)
   for tensor in sent:  # others may want it here too
     first = p.family_consumer_offsets[tensor]
     last = p.family_consumer_offsets[tensor + 1]
@@ -255,7 +265,7 @@ def _enter_again(p, s, q, op, k, new_group, sent):
       other = p.family_members[p.family_offsets[family]]
       other = sibling(p, s, other, 0)
       if other != NONE and s.is_ready[other]:
-        _enter(p, s, q, other, k)
+        _enter(p, s, q, other, k, k + 1)
         if len(p.favorite_child) > 0:
           _enter_urgent_again(p, s, q, other, k)
 
@@ -269,12 +279,11 @@ def _enter_urgent_again(p, s, q, op, k):
   family = p.family[op]
   before = s.urgent_at[family]
   if s.group_device[p.group[op]] != NONE:
-    _enter_urgent(p, s, q, op, k, inputs_there(p, s, op, k))
+    _enter_urgent(p, s, q, op, k, k + 1, inputs_there(p, s, op, k))
   elif s.urgent_device[family] == k and ask_anew(p, s, op) < before:
-    for other in range(len(p.memory)):
-      _enter_urgent(p, s, q, op, other, s.urgent_at[family])
+    _enter_urgent(p, s, q, op, 0, len(p.memory), s.urgent_at[family])
   else:
-    _enter_urgent(p, s, q, op, k, before)
+    _enter_urgent(p, s, q, op, k, k + 1, before)
 
 
 @compiled_inner
@@ -285,12 +294,10 @@ def _make_ready(p, s, q, op):
   family = p.family[op]
   if op != p.family_members[p.family_offsets[family]]:
     return  # the first member stands for it
-  for k in range(len(p.memory)):
-    _enter(p, s, q, op, k)
+  num_devices = len(p.memory)
+  _enter(p, s, q, op, 0, num_devices)
   if len(p.favorite_child) > 0:
-    urgent_at = ask_anew(p, s, op)
-    for k in range(len(p.memory)):
-      _enter_urgent(p, s, q, op, k, urgent_at)
+    _enter_urgent(p, s, q, op, 0, num_devices, ask_anew(p, s, op))
 
 
 @compiled
