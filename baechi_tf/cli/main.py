@@ -1,12 +1,14 @@
 """The command `baechi`: parses the arguments and runs a subcommand.
 
 Bad input is one line on stderr and exit code 2, a model that does not fit one
-line and exit code 3. Anything else is a bug, and may trace.
+line and exit code 3, Ctrl-C one line and exit code 130. Anything else is a bug,
+and may trace.
 """
 
 import argparse
 import importlib.metadata
 import os
+import signal
 import sys
 from collections.abc import Sequence
 from typing import NoReturn
@@ -26,6 +28,7 @@ from baechi_tf.printable import printable
 
 BAD_INPUT = 2
 INFEASIBLE = 3
+INTERRUPTED = 128 + signal.SIGINT
 
 _SUBCOMMANDS = (place, profile, inspect, compare, simulate, bench_links)
 _EXAMPLE = """\
@@ -62,6 +65,8 @@ def main(argv: Sequence[str]) -> int:
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
   except (ValueError, OSError, flags.Error) as error:
     return _complain(error, BAD_INPUT)
+  except KeyboardInterrupt:
+    return _complain("interrupted", INTERRUPTED)
   return 0
 
 
@@ -106,7 +111,7 @@ class _Version(argparse.Action):
     parser.exit()
 
 
-def _complain(error: Exception, code: int) -> int:
+def _complain(error: Exception | str, code: int) -> int:
   message = str(error)
   if isinstance(error, OSError) and error.strerror:
     named = "" if error.filename is None else f"{error.filename}: "

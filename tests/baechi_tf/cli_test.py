@@ -5,8 +5,10 @@ import json
 import os
 import re
 import resource
+import signal
 import subprocess
 import sys
+import threading
 import time
 
 import pytest
@@ -662,3 +664,19 @@ def test_progress_writes_lines_only_after_a_while(monkeypatch, capsys):
         break
       time.sleep(0.01)
   assert text == "slow work, 3 of 7 ...\n"
+
+
+def test_interrupted_command_ends_in_one_line(tmp_path, capsys):
+  path = tmp_path / "never.json"
+  os.mkfifo(path)  # to read it is to wait for a writer
+
+  def interrupt():
+    # A writer finds a reader once the command waits.
+    writer = os.open(path, os.O_WRONLY)
+    signal.pthread_kill(threading.main_thread().ident, signal.SIGINT)
+    time.sleep(0.1)
+    os.close(writer)
+
+  threading.Thread(target=interrupt).start()
+  assert main(["inspect", str(path)]) == 128 + signal.SIGINT
+  assert capsys.readouterr().err == "baechi: interrupted\n"
