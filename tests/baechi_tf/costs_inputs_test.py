@@ -227,7 +227,7 @@ def test_values_from_file(tmp_path):
 @pytest.mark.parametrize(
   ("arrays", "message"),
   [
-    ({}, r"in\.npz: input 'label' is missing; the file has nothing"),
+    ({}, r"in\.npz: input 'label' is missing; the model's inputs are"),
     (
       {"label": np.zeros(3, np.int64), "lable": np.zeros(3)},
       "'lable' is no input of the model; its inputs are 'label'",

@@ -22,13 +22,19 @@ from robust_tf.attacks.byzantine import Byzantine
 from robust_tf.optimizers.robust import RobustOptimizer
 from tests.robust_tf import multi_worker_problem as problem
 
+
+def second_of_each(updates):
+  """Returns the second smallest value of each coordinate."""
+  return tf.sort(updates, axis=0)[1]
+
+
 RULES = {
   "mean": aggregators.mean,
   "median": aggregators.median,
   "phocas": functools.partial(aggregators.phocas, trim=1),
   "geometric_median": aggregators.geometric_median,
   "krum": functools.partial(aggregators.krum, num_byzantine=0),
-  "of_a_user": lambda updates: tf.sort(updates, axis=0)[1],
+  "of_a_user": second_of_each,
 }
 
 

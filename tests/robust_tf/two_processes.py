@@ -32,6 +32,10 @@ def _sgd():
   return keras.optimizers.SGD(0.1, momentum=0.9)
 
 
+def _largest(rows):
+  return tf.reduce_max(rows, axis=0)
+
+
 def _held_out():
   x, y = draw(7, 6)
   return tf.data.Dataset.from_tensor_slices((x, y)).batch(3)
@@ -42,7 +46,7 @@ CASES = {
   "accumulating": (
     lambda model: RobustOptimizer(
       _sgd(),
-      lambda rows: tf.reduce_max(rows, axis=0),
+      _largest,
       gradient_accumulation_steps=2,
       clipvalue=0.3,
     ),
