@@ -190,7 +190,11 @@ def test_command_writes_all_it_has_measured(tmp_path):
   ("flag", "message"),
   [
     ("--rules=krumm", "flag --rules=krumm: value should be one of"),
-    ("--data=mnist.npz", "no such data: 'mnist.npz' is neither a file nor"),
+    pytest.param(
+      "--data=mnist.npz",
+      "no such data: 'mnist.npz' is neither a file nor",
+      marks=pytest.mark.slow,
+    ),
   ],
 )
 def test_bad_flag_is_one_line(flag, message):

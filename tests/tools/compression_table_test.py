@@ -273,9 +273,19 @@ def test_command_fails_where_a_bar_is_missed():
   ("flag", "message"),
   [
     ("--methods=csar", "flag --methods=csar: value should be one of"),
-    ("--data=mnist.npz", "no such data: 'mnist.npz' is neither a file nor"),
-    ("--steps=30", "--steps=30 must be a multiple of 20"),
-    ("--rates=0", "--rates=0.0 must be above 0"),
+    pytest.param(
+      "--data=mnist.npz",
+      "no such data: 'mnist.npz' is neither a file nor",
+      marks=pytest.mark.slow,
+    ),
+    pytest.param(
+      "--steps=30",
+      "--steps=30 must be a multiple of 20",
+      marks=pytest.mark.slow,
+    ),
+    pytest.param(
+      "--rates=0", "--rates=0.0 must be above 0", marks=pytest.mark.slow
+    ),
   ],
 )
 def test_bad_flag_is_one_line(flag, message):
