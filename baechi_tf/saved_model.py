@@ -138,13 +138,13 @@ def stage_saved_model(
   """Adds the placed model to outputs that are published together.
 
   Args:
-    outputs: what is to be published.
-    source_dir: as for `write_saved_model`.
+    outputs: the outputs that the model is added to.
+    source_dir: the SavedModel that the item was read from; it is not changed.
     output: where the placed model goes; already checked.
-    item: as for `write_saved_model`.
-    device_of: as for `write_saved_model`.
-    tags: as for `write_saved_model`.
-    follow_links: as for `write_saved_model`.
+    item: the paths of the ops in the model.
+    device_of: the device of each planned op.
+    tags: the tags that were given to `read_item`.
+    follow_links: whether to copy the targets of links out of `source_dir`.
 
   Raises:
     ValueError: a link leads out of the source, or the plan is not one of this
