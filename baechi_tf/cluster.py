@@ -14,25 +14,27 @@ from typing import Any
 
 import numpy as np
 
-from baechi_tf.limits import MAX_BYTES
-from baechi_tf.limits import MAX_TIME_US
-from baechi_tf.limits import MIN_BYTES_PER_US
 from baechi_tf.limits import shown
+from baechi_tf.tables import bandwidth
+from baechi_tf.tables import check_keys
+from baechi_tf.tables import list_of
+from baechi_tf.tables import parse_bytes
+from baechi_tf.tables import positive
+from baechi_tf.tables import table_items
+from baechi_tf.tables import time_us
+from baechi_tf.tables import us_per_byte
 
 CHANNELS = ("half_duplex", "full_duplex", "parallel")
 
 _MAX_COUNT = 1e9  # of cores, of MHz, of operations in a cycle
-_UNITS = {
-  "": 1,
-  "b": 1,
-  "kb": 10**3,
-  "mb": 10**6,
-  "gb": 10**9,
-  "tb": 10**12,
-  "kib": 2**10,
-  "mib": 2**20,
-  "gib": 2**30,
-  "tib": 2**40,
+_LINK_KEYS = {"latency_us", "bytes_per_us"}
+# Optional keys of a link, and what checks their values.
+_LINK_WORK = {
+  "send_us": time_us,
+  "send_us_per_byte": us_per_byte,
+  "receive_us": time_us,
+  "receive_us_per_byte": us_per_byte,
+  "dispatch_us": time_us,
 }
 
 
@@ -63,19 +65,49 @@ class DeviceType:
 
 @dataclasses.dataclass(frozen=True)
 class Device:
-  """One device: its TensorFlow name, its type, and its memory."""
+  """One device.
+
+  Attributes:
+    name: its TensorFlow name.
+    type: a key of `Cluster.device_types`, and of an op's times.
+    memory_bytes: its memory.
+    processor: the name of what runs its ops. Devices with the same one run one
+      op at a time among them; "" is a processor of its own.
+  """
 
   name: str
   type: str
   memory_bytes: int
+  processor: str = ""
 
 
 @dataclasses.dataclass(frozen=True)
 class Link:
-  """A connection: `latency_us + bytes / bytes_per_us` per tensor."""
+  """A connection of two devices, alike in both directions.
+
+  A tensor is on its way for `latency_us + bytes / bytes_per_us`. Meanwhile it
+  takes `send_us + bytes * send_us_per_byte` of the sending device's processor
+  and `receive_us + bytes * receive_us_per_byte` of the receiving one's.
+
+  Attributes:
+    latency_us: wall time of a transfer of no bytes.
+    bytes_per_us: bandwidth.
+    send_us: processor time at the sending end, per tensor.
+    send_us_per_byte: processor time at the sending end, per byte.
+    receive_us: processor time at the receiving end, per tensor.
+    receive_us_per_byte: processor time at the receiving end, per byte.
+    dispatch_us: on a link of the cluster's first device, how much later a step
+      begins on the other device, and how much later the client, the process of
+      the first device, hears that it has ended there.
+  """
 
   latency_us: float
   bytes_per_us: float
+  send_us: float = 0.0
+  send_us_per_byte: float = 0.0
+  receive_us: float = 0.0
+  receive_us_per_byte: float = 0.0
+  dispatch_us: float = 0.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -144,6 +176,49 @@ class Cluster:
     """Float64 `[num_devices, num_devices]`, zero on the diagonal."""
     return self._matrix(lambda link: 1.0 / link.bytes_per_us)
 
+  @functools.cached_property
+  def send_us(self) -> np.ndarray:
+    """Float64 `[num_devices, num_devices]`, from row to column."""
+    return self._matrix(lambda link: link.send_us)
+
+  @functools.cached_property
+  def send_us_per_byte(self) -> np.ndarray:
+    """Float64 `[num_devices, num_devices]`, from row to column."""
+    return self._matrix(lambda link: link.send_us_per_byte)
+
+  @functools.cached_property
+  def receive_us(self) -> np.ndarray:
+    """Float64 `[num_devices, num_devices]`, from row to column."""
+    return self._matrix(lambda link: link.receive_us)
+
+  @functools.cached_property
+  def receive_us_per_byte(self) -> np.ndarray:
+    """Float64 `[num_devices, num_devices]`, from row to column."""
+    return self._matrix(lambda link: link.receive_us_per_byte)
+
+  @functools.cached_property
+  def dispatch_us(self) -> np.ndarray:
+    """Float64 `[num_devices]`: how much later than the client each starts.
+
+    Zero for the devices on the processor of the first, which is the client's.
+    """
+    from_client = self._matrix(lambda link: link.dispatch_us)[0]
+    return np.where(self.processor == self.processor[0], 0.0, from_client)
+
+  @functools.cached_property
+  def processor(self) -> np.ndarray:
+    """Int64 `[num_devices]`: each device's processor, a number from 0 on."""
+    numbers = {}
+    names = [(x.processor, "" if x.processor else x.name) for x in self.devices]
+    return np.array(
+      [numbers.setdefault(x, len(numbers)) for x in names], np.int64
+    )
+
+  @property
+  def num_processors(self) -> int:
+    """How many processors run the devices' ops."""
+    return int(self.processor.max()) + 1
+
   def _matrix(self, value) -> np.ndarray:
     matrix = np.full((self.num_devices,) * 2, value(self.link))
     for (i, j), link in self.links.items():
@@ -164,33 +239,6 @@ class Cluster:
       for x in self.devices
     )
     return dataclasses.replace(self, devices=devices)
-
-
-def parse_bytes(value: int | str) -> int:
-  """Returns a number of bytes: an integer, or "16 GiB", "512MB", "1.5 TiB".
-
-  Raises:
-    ValueError: it does not parse, is not positive, or is more than
-      `limits.MAX_BYTES`.
-  """
-  if isinstance(value, int) and not isinstance(value, bool):
-    size = value
-  else:
-    text = value if isinstance(value, str) else ""
-    match = re.fullmatch(r"\s*([\d.]+)\s*([A-Za-z]*)\s*", text)
-    unit = _UNITS.get(match[2].lower()) if match else None
-    try:
-      size = float(match[1]) * unit
-    except (TypeError, ValueError):
-      raise ValueError(
-        f"{shown(value)} is not a size; write a number of bytes or one with a"
-        ' unit, such as "16 GiB" or "512 MB"'
-      ) from None
-  if size < 1:
-    raise ValueError(f"{shown(value)} is not a positive size")
-  if size > MAX_BYTES:
-    raise ValueError(f"{shown(value)} is more than {MAX_BYTES:,} bytes")
-  return int(size)
 
 
 def read_cluster(path: str | os.PathLike) -> Cluster:
@@ -220,17 +268,17 @@ def cluster_from_tables(tables: Mapping[str, Any]) -> Cluster:
   Raises:
     ValueError: as `read_cluster`, without the file's name.
   """
-  _check_keys(tables, "cluster file", {"device"}, {
+  check_keys(tables, "cluster file", {"device"}, {
     "channel", "link", "device_type",
   })  # fmt: skip
   devices = []
-  for i, table in enumerate(_list(tables["device"], "device")):
+  for i, table in enumerate(list_of(Mapping, tables["device"], "device")):
     devices.append(_device(table, f"device {i}"))
   types = {
     name: _device_type(table, f"device_type.{name}")
-    for name, table in _table(tables.get("device_type", {}), "device_type")
+    for name, table in table_items(tables.get("device_type", {}), "device_type")
   }
-  link_table = dict(_table(tables.get("link", {}), "link"))
+  link_table = dict(table_items(tables.get("link", {}), "link"))
   between = link_table.pop("between", [])
   if len(devices) > 1 or link_table:
     link = _link(link_table, "link")
@@ -238,10 +286,11 @@ def cluster_from_tables(tables: Mapping[str, Any]) -> Cluster:
     link = Cluster.link
   index = {device.name: i for i, device in enumerate(devices)}
   links = {}
-  for i, table in enumerate(_list(between, "link.between")):
+  for i, table in enumerate(list_of(Mapping, between, "link.between")):
     where = f"link.between {i}"
-    _check_keys(table, where, {"devices", "latency_us", "bytes_per_us"}, set())
-    names = _list(table["devices"], f"{where}: devices", dict_items=False)
+    check_keys(table, where, {"devices"} | _LINK_KEYS, set(_LINK_WORK))
+    rest = dict(table)
+    names = list_of(str, rest.pop("devices"), f"{where}: devices")
     for name in names:
       if name not in index:
         raise ValueError(
@@ -251,10 +300,10 @@ def cluster_from_tables(tables: Mapping[str, Any]) -> Cluster:
     if len(set(names)) != len(names) or len(names) < 2:
       raise ValueError(f"{where}: devices must be two or more different ones")
     ends = sorted(index[name] for name in names)
-    rest = {k: v for k, v in table.items() if k != "devices"}
+    between_these = _link(rest, where)
     for position, a in enumerate(ends):
       for b in ends[position + 1 :]:
-        links[a, b] = _link(rest, where)
+        links[a, b] = between_these
   return Cluster(
     devices=tuple(devices),
     link=link,
@@ -265,7 +314,7 @@ def cluster_from_tables(tables: Mapping[str, Any]) -> Cluster:
 
 
 def _device(table: Mapping[str, Any], where: str) -> Device:
-  _check_keys(table, where, {"name", "memory"}, {"type"})
+  check_keys(table, where, {"name", "memory"}, {"type", "processor"})
   name = table["name"]
   if not isinstance(name, str) or not name:
     raise ValueError(f"{where}: name must be a non-empty string")
@@ -275,13 +324,22 @@ def _device(table: Mapping[str, Any], where: str) -> Device:
     raise ValueError(f"{where} ({name}): memory: {error}") from None
   kind = re.search(r"(CPU|GPU|TPU)(:\d+)?$", name, re.IGNORECASE)
   default = kind[1].upper() if kind else "CPU"
-  return Device(name, str(table.get("type", default)), memory_bytes)
+  processor = table.get("processor", _processor_of(name))
+  if "processor" in table and not (isinstance(processor, str) and processor):
+    raise ValueError(f"{where} ({name}): processor must be a non-empty string")
+  return Device(name, str(table.get("type", default)), memory_bytes, processor)
+
+
+def _processor_of(name: str) -> str:
+  """Returns one name for all CPU devices of a process, "" for other devices."""
+  logical_cpu = re.fullmatch(r"(.*CPU):\d+", name, re.IGNORECASE)
+  return logical_cpu[1] if logical_cpu else ""
 
 
 def _device_type(table: Mapping[str, Any], where: str) -> DeviceType:
   required = {"kind", "cores", "frequency_mhz", "bytes_per_us"}
   optional = {"architecture", "flops_per_cycle", "launch_us"}
-  _check_keys(table, where, required, optional)
+  check_keys(table, where, required, optional)
   if table["kind"] not in ("CPU", "GPU"):
     raise ValueError(f'{where}: kind must be "CPU" or "GPU"')
   for key in ("cores", "frequency_mhz"):
@@ -289,88 +347,32 @@ def _device_type(table: Mapping[str, Any], where: str) -> DeviceType:
       raise ValueError(f"{where}: {key} must be a whole number")
   flops_per_cycle = table.get("flops_per_cycle")
   if flops_per_cycle is not None:
-    flops_per_cycle = _positive(
+    flops_per_cycle = positive(
       flops_per_cycle, f"{where}: flops_per_cycle", _MAX_COUNT
     )
   cores, frequency_mhz = (
-    int(_positive(table[key], f"{where}: {key}", _MAX_COUNT))
+    int(positive(table[key], f"{where}: {key}", _MAX_COUNT))
     for key in ("cores", "frequency_mhz")
   )
   return DeviceType(
     kind=table["kind"],
     cores=cores,
     frequency_mhz=frequency_mhz,
-    bytes_per_us=_bandwidth(table, where),
+    bytes_per_us=bandwidth(table["bytes_per_us"], f"{where}: bytes_per_us"),
     architecture=str(table.get("architecture", "")),
     flops_per_cycle=flops_per_cycle,
-    launch_us=_time_us(table.get("launch_us", 1.0), f"{where}: launch_us"),
+    launch_us=time_us(table.get("launch_us", 1.0), f"{where}: launch_us"),
   )
 
 
 def _link(table: Mapping[str, Any], where: str) -> Link:
-  _check_keys(table, where, {"latency_us", "bytes_per_us"}, set())
+  check_keys(table, where, _LINK_KEYS, set(_LINK_WORK))
   return Link(
-    latency_us=_time_us(table["latency_us"], f"{where}: latency_us"),
-    bytes_per_us=_bandwidth(table, where),
+    latency_us=time_us(table["latency_us"], f"{where}: latency_us"),
+    bytes_per_us=bandwidth(table["bytes_per_us"], f"{where}: bytes_per_us"),
+    **{
+      key: check(table[key], f"{where}: {key}")
+      for key, check in _LINK_WORK.items()
+      if key in table
+    },
   )
-
-
-def _time_us(value: Any, where: str) -> float:
-  _check_number(value, where)
-  if not 0 <= value <= MAX_TIME_US:  # NaN is not
-    raise ValueError(
-      f"{where} must be from 0 to {MAX_TIME_US:g}, got {shown(value)}"
-    )
-  return float(value)
-
-
-def _positive(value: Any, where: str, most: float) -> float:
-  _check_number(value, where)
-  if not 0 < value <= most:
-    raise ValueError(
-      f"{where} must be > 0 and at most {most:g}, got {shown(value)}"
-    )
-  return float(value)
-
-
-def _bandwidth(table: Mapping[str, Any], where: str) -> float:
-  value, where = table["bytes_per_us"], f"{where}: bytes_per_us"
-  _check_number(value, where)
-  # An infinite one costs only its link's latency.
-  if not (MIN_BYTES_PER_US <= value <= MAX_BYTES or value == math.inf):
-    raise ValueError(
-      f"{where} must be from {MIN_BYTES_PER_US:g} to {MAX_BYTES:,}, or inf, got"
-      f" {shown(value)}"
-    )
-  return float(value)
-
-
-def _check_number(value: Any, where: str) -> None:
-  if isinstance(value, bool) or not isinstance(value, int | float):
-    raise ValueError(f"{where} must be a number, got {shown(value)}")
-
-
-def _table(value: Any, where: str):
-  if not isinstance(value, Mapping):
-    raise ValueError(f"{where} must be a table")
-  return value.items()
-
-
-def _list(value: Any, where: str, dict_items: bool = True) -> list:
-  item = Mapping if dict_items else str
-  if not isinstance(value, list) or not all(isinstance(x, item) for x in value):
-    what = f"tables: [[{where}]]" if dict_items else "strings"
-    raise ValueError(f"{where} must be a list of {what}")
-  return value
-
-
-def _check_keys(table, where, required, optional) -> None:
-  if not isinstance(table, Mapping):
-    raise ValueError(f"{where} must be a table, got {shown(table)}")
-  for key in sorted(required - table.keys()):
-    raise ValueError(f"{where}: {key!r} is missing")
-  for key in sorted(table.keys() - required - optional):
-    raise ValueError(
-      f"{where}: unknown key {key!r}; known keys are"
-      f" {', '.join(sorted(required | optional))}"
-    )

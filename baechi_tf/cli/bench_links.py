@@ -10,7 +10,7 @@ from baechi_tf.cli.help import add_json
 from baechi_tf.cli.help import add_subparser
 from baechi_tf.cli.progress import Progress
 from baechi_tf.cli.tensorflow_import import load_tensorflow
-from baechi_tf.cluster import parse_bytes
+from baechi_tf.tables import parse_bytes
 
 _DESCRIPTION = """\
 Sends tensors of 1 B to 64 MiB to and fro between every two devices, fits

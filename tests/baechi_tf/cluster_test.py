@@ -7,8 +7,8 @@ import pytest
 from baechi_tf.cluster import Cluster
 from baechi_tf.cluster import Device
 from baechi_tf.cluster import Link
-from baechi_tf.cluster import parse_bytes
 from baechi_tf.cluster import read_cluster
+from baechi_tf.tables import parse_bytes
 
 GOOD = """
 channel = "half_duplex"
@@ -25,15 +25,21 @@ memory = 1024
 [[device]]
 name = "/device:CPU:0"
 memory = "1.5 MB"
+processor = "host"
 
 [link]
 latency_us = 10
 bytes_per_us = 12000
+send_us_per_byte = 0.25
+receive_us = 20
 
 [[link.between]]
 devices = ["/device:CPU:0", "/device:GPU:0"]
 latency_us = 2.5
 bytes_per_us = 4
+send_us = 1
+receive_us_per_byte = 0.5
+dispatch_us = 300
 
 [device_type.V100]
 kind = "GPU"
@@ -57,10 +63,16 @@ def test_read_cluster_reads_every_field(tmp_path):
   assert cluster.devices == (
     Device("/device:GPU:0", "V100", 16 * 2**30),
     Device("/device:GPU:1", "GPU", 1024),
-    Device("/device:CPU:0", "CPU", 1_500_000),
+    Device("/device:CPU:0", "CPU", 1_500_000, "host"),
   )
-  assert cluster.link == Link(10.0, 12000.0)
-  assert cluster.links == {(0, 2): Link(2.5, 4.0)}
+  assert cluster.link == Link(
+    10.0, 12000.0, send_us_per_byte=0.25, receive_us=20.0
+  )
+  assert cluster.links == {
+    (0, 2): Link(
+      2.5, 4.0, send_us=1.0, receive_us_per_byte=0.5, dispatch_us=300.0
+    )
+  }
   v100 = cluster.device_types["V100"]
   assert (v100.kind, v100.cores, v100.frequency_mhz) == ("GPU", 80, 1380)
   assert (v100.bytes_per_us, v100.launch_us) == (900000.0, 4.0)
@@ -76,6 +88,52 @@ def test_matrices_are_symmetric_with_free_diagonal(tmp_path):
   np.testing.assert_array_equal(
     cluster.us_per_byte, [[0, fast, slow], [fast, 0, fast], [slow, fast, 0]]
   )
+  np.testing.assert_array_equal(
+    cluster.send_us, [[0, 0, 1], [0, 0, 0], [1, 0, 0]]
+  )
+  np.testing.assert_array_equal(
+    cluster.send_us_per_byte, [[0, 0.25, 0], [0.25, 0, 0.25], [0, 0.25, 0]]
+  )
+  np.testing.assert_array_equal(
+    cluster.receive_us, [[0, 20, 0], [20, 0, 20], [0, 20, 0]]
+  )
+  np.testing.assert_array_equal(
+    cluster.receive_us_per_byte, [[0, 0, 0.5], [0, 0, 0], [0.5, 0, 0]]
+  )
+  np.testing.assert_array_equal(cluster.dispatch_us, [0, 0, 300])
+
+
+@pytest.mark.parametrize(
+  ("names", "processors"),
+  [
+    (["/task:0/device:CPU:0", "/task:0/device:CPU:1"], [0, 0]),
+    (["/task:0/device:CPU:0", "/task:1/device:CPU:0"], [0, 1]),
+    (["/task:0/device:CPU:0", "/task:1/device:CPU:1"], [0, 1]),
+    (["/task:0/device:GPU:0", "/task:0/device:GPU:1"], [0, 1]),
+    (["/cpu:1", "/gpu:0", "/cpu:0", "/task:1/cpu:0"], [0, 1, 0, 2]),
+    (["a", "b"], [0, 1]),
+    # What the file says counts.
+    (["/cpu:0 mine", "/cpu:1", "/gpu:0 mine", "/cpu:2 own"], [0, 1, 0, 2]),
+  ],
+)
+def test_read_cluster_cpus_of_a_process_share_its_processor(
+  tmp_path, names, processors
+):
+  text = "[link]\nlatency_us = 1\nbytes_per_us = 1\ndispatch_us = 7\n"
+  for name in names:
+    name, _, processor = name.partition(" ")
+    text += f'[[device]]\nname = "{name}"\nmemory = 1\n'
+    text += f'processor = "{processor}"\n' if processor else ""
+  cluster = read(tmp_path, text)
+  assert cluster.processor.tolist() == processors
+  assert cluster.num_processors == max(processors) + 1
+  # The client is the first device's processor: nothing is dispatched to it.
+  assert cluster.dispatch_us.tolist() == [7.0 * (k > 0) for k in processors]
+
+
+def test_devices_made_in_python_have_processors_of_their_own():
+  devices = [Device(f"/cpu:{k}", "CPU", 1) for k in range(3)]
+  assert Cluster(tuple(devices)).processor.tolist() == [0, 1, 2]
 
 
 def test_link_between_many_devices_joins_every_pair(tmp_path):
@@ -145,6 +203,13 @@ def test_parse_bytes_no_size_is_an_error(value):
       'name = "/device:GPU:0"',
       "device '/device:GPU:0' is listed twice",
     ),
+    ('"host"', '""', "CPU:0.*processor must be a non-empty string"),
+    ('"host"', "3", "CPU:0.*processor must be a non-empty string"),
+    ("send_us = 1\n", "send_us = -1\n", "0: send_us must be from 0 to 1e.15"),
+    ("receive_us = 20", "receive_us = inf", "link: receive_us must be from 0"),
+    ("dispatch_us = 300", "dispatch_us = nan", "0: dispatch_us must be from 0"),
+    ("e = 0.25", "e = 1e7", "link: send_us_per_byte must be from 0 to 1e.06"),
+    ("e = 0.5", "e = '1'", "0: receive_us_per_byte must be a number, got '1'"),
     ("latency_us = 10\n", "", "link: 'latency_us' is missing"),
     ("latency_us = 10", "latency_us = -1", "link: latency_us must be from 0 t"),
     ("latency_us = 10", "latency_us = nan", "must be from 0 to 1e.15, got nan"),

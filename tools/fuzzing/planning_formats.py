@@ -56,11 +56,16 @@ _GOOD_CLUSTER = {
   "device": [
     {"name": "/device:CPU:0", "memory": "1 KB", "type": "CPU"},
     {"name": "/device:GPU:0", "memory": 900, "type": "V100"},
-    {"name": "/device:CPU:1", "memory": "2KiB"},
+    {"name": "/device:CPU:1", "memory": "2KiB", "processor": "other"},
   ],
   "link": {
     "latency_us": 1,
     "bytes_per_us": 10.5,
+    "send_us": 2,
+    "send_us_per_byte": 0.25,
+    "receive_us": 0.5,
+    "receive_us_per_byte": 0.125,
+    "dispatch_us": 40,
     "between": [
       {
         "devices": ["/device:CPU:0", "/device:CPU:1"],
