@@ -1,48 +1,31 @@
 """Runs one step of a placed graph on simulated devices.
 
-One event loop gives every placer its final figure. The rules (Jeon et al.,
-*Baechi*, SoCC 2020, and where we depart from it):
-
-- A device runs one op at a time: of the ops whose inputs have all arrived, the
-  first in topological order (`OpGraph.order`). All that ends at an instant ends
-  before anything starts.
-- A tensor is sent to each other device that consumes it once, in
-  `latency + bytes / bandwidth`. Tensors leave in the order in which they become
-  ready (ties: topological order, then device), each as soon as the sender's
-  outgoing and the receiver's incoming channel are both free.
-- An op's outputs are held from its start until their last consumer on any
-  device has finished, a received tensor from the start of its transfer until
-  its last consumer there has. The original counts nothing for the latter.
+`event_loop` says when everything happens, and by which rules. This module adds
+up memory: an op's outputs are held from its start until their last consumer on
+any device has finished, a received tensor from the start of its transfer until
+its last consumer there has. (Jeon et al., *Baechi*, SoCC 2020, count nothing
+for the latter.)
 """
 
 import dataclasses
 import functools
-import heapq
 
 import numpy as np
 
-from baechi_tf.cluster import CHANNELS
 from baechi_tf.cluster import Cluster
-from baechi_tf.compiled import compiled
-from baechi_tf.compiled import inlined
+from baechi_tf.event_loop import find_transfers
+from baechi_tf.event_loop import POLICIES
+from baechi_tf.event_loop import run_step
+from baechi_tf.event_loop import Step
+from baechi_tf.op_graph import offsets_of
 from baechi_tf.op_graph import OpGraph
 from baechi_tf.shortage import memory_by_kind
 from baechi_tf.shortage import Shortage
 from baechi_tf.shortage import shortage_message
-
-HALF_DUPLEX, FULL_DUPLEX, PARALLEL = range(len(CHANNELS))
-
-
-@inlined
-def transfer_start(channel, send_free, receive_free, ready):
-  """When a tensor that is ready at `ready` can leave.
-
-  `send_free` and `receive_free` are from when the sender's outgoing and the
-  receiver's incoming channel are free.
-  """
-  if channel == PARALLEL:
-    return ready
-  return max(ready, send_free, receive_free)
+from baechi_tf.transfer import link_costs
+from baechi_tf.transfer import RECEIVE
+from baechi_tf.transfer import SEND
+from baechi_tf.transfer import transfer_work
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -51,34 +34,42 @@ class Simulation:
 
   Attributes:
     device: int64 `[n]`, where each op ran.
+    order: int64 `[n]`, the ops in the order in which they started.
     start_time_us: float64 `[n]`.
-    finish_time_us: float64 `[n]`.
+    finish_time_us: float64 `[n]`, later than the op's time after its start if
+      transfers took some of its processor meanwhile.
     transfer_tensor: int64 `[c]`, the tensor that was sent.
     transfer_target: int64 `[c]`, the device that received it.
     transfer_start_us: float64 `[c]`.
     transfer_finish_us: float64 `[c]`.
+    send_work_us: float64 `[c]`, what sending took of the sender's processor.
+    receive_work_us: float64 `[c]`, what receiving took of the receiver's.
+    makespan_us: when the client knows that the last op has ended: the predicted
+      step time.
     busy_time_us: float64 `[D]`, how long each device computed.
+    transfer_work_us: float64 `[D]`, what the transfers of each device took of
+      its processor.
     bytes_moved: what all transfers carried.
     memory_time_us: per device, float64 `[s]`, when its memory changed.
     memory_bytes: per device, int64 `[s]`, its memory from then on.
   """
 
   device: np.ndarray
+  order: np.ndarray
   start_time_us: np.ndarray
   finish_time_us: np.ndarray
   transfer_tensor: np.ndarray
   transfer_target: np.ndarray
   transfer_start_us: np.ndarray
   transfer_finish_us: np.ndarray
+  send_work_us: np.ndarray
+  receive_work_us: np.ndarray
+  makespan_us: float
   busy_time_us: np.ndarray
+  transfer_work_us: np.ndarray
   bytes_moved: int
   memory_time_us: tuple[np.ndarray, ...]
   memory_bytes: tuple[np.ndarray, ...]
-
-  @functools.cached_property
-  def makespan_us(self) -> float:
-    """When the last op ends: the predicted step time."""
-    return float(self.finish_time_us.max(initial=0.0))
 
   @functools.cached_property
   def peak_memory_bytes(self) -> np.ndarray:
@@ -87,7 +78,12 @@ class Simulation:
 
 
 def simulate(
-  graph: OpGraph, cluster: Cluster, device: np.ndarray
+  graph: OpGraph,
+  cluster: Cluster,
+  device: np.ndarray,
+  *,
+  policy: str = "priority",
+  order: np.ndarray | None = None,
 ) -> Simulation:
   """Returns the simulated step of `graph` with op `i` on `device[i]`.
 
@@ -97,63 +93,149 @@ def simulate(
     graph: the ops and their costs.
     cluster: the devices and links.
     device: int `[n]`, indices into `cluster.devices`.
+    policy: which of its ready ops a processor starts: "priority" (the first in
+      `order`), "fifo" (the first that became ready, as TensorFlow does) or
+      "strict" (the next in `order`, for which it waits).
+    order: int `[n]`, every op once; the order of ops that `policy` goes by. The
+      graph's topological order by default.
 
   Raises:
-    ValueError: the graph has no times for a device's type.
+    ValueError: the graph has no times for a device's type, `policy` is unknown,
+      `order` does not list every op once, or "strict" cannot follow it because
+      ops would wait for each other.
   """
-  device = np.ascontiguousarray(device, np.int64)
+  if policy not in POLICIES:
+    raise ValueError(
+      f"policy is {policy!r}, must be one of {', '.join(POLICIES)}"
+    )
+  # Copies: compiled code takes arrays that it may and may not write to for two
+  # kinds, and would be compiled twice.
+  device = np.array(device, np.int64)
+  order = _checked_order(graph, graph.order if order is None else order)
   times = graph.times_on(cluster.types)
   durations = times[np.arange(graph.num_ops), device]
-  transfer_tensor, transfer_target, edge_transfer = _transfers(
+  tensor, target, edge_transfer = find_transfers(
     cluster.num_devices,
     device,
     graph.tensor_op,
     graph.consumer_offsets,
     graph.edge_op,
   )
-  start, finish, transfer_start_us, transfer_finish_us = _run(
-    cluster.num_devices,
-    device,
-    durations,
-    graph.order,
-    graph.rank,
-    graph.tensor_offsets,
-    graph.tensor_bytes,
-    graph.consumer_offsets,
-    graph.edge_op,
-    transfer_tensor,
-    transfer_target,
-    cluster.latency_us,
-    cluster.us_per_byte,
-    CHANNELS.index(cluster.channel),
+  links = link_costs(cluster)
+  source = device[graph.tensor_op[tensor]]
+  size = graph.tensor_bytes[tensor]
+  send_work_us = transfer_work(links, SEND, source, target, size)
+  receive_work_us = transfer_work(links, RECEIVE, source, target, size)
+  start, finish, begin, end, started = run_step(
+    Step(
+      device=device,
+      durations=durations,
+      topological=graph.order,
+      rank=graph.rank,
+      order=order,
+      tensor_offsets=graph.tensor_offsets,
+      tensor_bytes=graph.tensor_bytes,
+      consumer_offsets=graph.consumer_offsets,
+      edge_op=graph.edge_op,
+      transfer_tensor=tensor,
+      transfer_source=source,
+      transfer_target=target,
+      send_work_us=send_work_us,
+      receive_work_us=receive_work_us,
+      first_transfer=offsets_of(tensor, len(graph.tensor_op)),
+      processor=cluster.processor,
+      dispatch_us=cluster.dispatch_us,
+      links=links,
+      policy=POLICIES.index(policy),
+    )
   )
-  busy_time_us = np.bincount(
-    device, weights=durations, minlength=cluster.num_devices
-  )
+  if len(started) < graph.num_ops:
+    raise ValueError(_why_stuck(graph, cluster, device, order, started))
   memory_time_us, memory_bytes = _memory_over_time(
     graph,
     cluster.num_devices,
     device,
     start,
     finish,
-    transfer_tensor,
-    transfer_target,
-    transfer_start_us,
+    tensor,
+    target,
+    begin,
     edge_transfer,
   )
+  heard_us = finish + cluster.dispatch_us[device]
   return Simulation(
     device=device,
+    order=started,
     start_time_us=start,
     finish_time_us=finish,
-    transfer_tensor=transfer_tensor,
-    transfer_target=transfer_target,
-    transfer_start_us=transfer_start_us,
-    transfer_finish_us=transfer_finish_us,
-    busy_time_us=busy_time_us,
-    bytes_moved=int(graph.tensor_bytes[transfer_tensor].sum()),
+    transfer_tensor=tensor,
+    transfer_target=target,
+    transfer_start_us=begin,
+    transfer_finish_us=end,
+    send_work_us=send_work_us,
+    receive_work_us=receive_work_us,
+    makespan_us=float(heard_us.max(initial=0.0)),
+    busy_time_us=_sum_by(device, durations, cluster.num_devices),
+    transfer_work_us=_sum_by(source, send_work_us, cluster.num_devices)
+    + _sum_by(target, receive_work_us, cluster.num_devices),
+    bytes_moved=int(size.sum()),
     memory_time_us=memory_time_us,
     memory_bytes=memory_bytes,
   )
+
+
+def _sum_by(device, values, num_devices):
+  return np.bincount(device, weights=values, minlength=num_devices)
+
+
+def _checked_order(graph, order) -> np.ndarray:
+  """Returns an order as int64 `[n]`.
+
+  Raises:
+    ValueError: the order does not list every op once.
+  """
+  order = np.array(order, np.int64)
+  times = np.bincount(
+    order[(order >= 0) & (order < graph.num_ops)], minlength=graph.num_ops
+  )
+  if order.shape == (graph.num_ops,) and (times == 1).all():
+    return order
+  for count, problem in ((times == 0, "lacks"), (times > 1, "repeats")):
+    if count.any():
+      op = graph.names[int(np.argmax(count))]
+      raise ValueError(
+        f"the order {problem} op {op!r}; it must list each of the"
+        f" {graph.num_ops:,} ops once"
+      )
+  raise ValueError(
+    f"the order has {order.size:,} entries, must be a list of the indices of"
+    f" {graph.num_ops:,} ops"
+  )
+
+
+def _why_stuck(graph, cluster, device, order, started) -> str:
+  """Returns which ops wait for each other, each the next on its processor."""
+  waits = np.ones(graph.num_ops, bool)
+  waits[started] = False
+  processor = cluster.processor[device]
+  left = order[waits[order]]
+  following = dict(zip(processor[left[::-1]], left[::-1], strict=True))
+  awaited = {}
+  op = left[0]
+  while op not in awaited:
+    inputs = graph.edge_source[graph.edge_op == op]
+    awaited[op] = inputs[waits[inputs]][0]
+    op = following[processor[awaited[op]]]
+  reasons = []
+  first = op
+  while not reasons or op != first:
+    needed = awaited[op]
+    reason = f"{graph.names[op]!r} needs {graph.names[needed]!r}"
+    op = following[processor[needed]]
+    if op != needed:
+      reason += f", which comes after {graph.names[op]!r}"
+    reasons.append(reason)
+  return f"the order cannot be followed: {'; '.join(reasons)}"
 
 
 def overflow(
@@ -213,141 +295,6 @@ def shortage_at_peak(
 def _is_held(begin, end, at):
   """Whether what is held from `begin` to `end` is held at the peak `at`."""
   return (begin <= at) & ((end > at) | ((begin == at) & (end == at)))
-
-
-@compiled
-def _transfers(num_devices, device, tensor_op, consumer_offsets, edge_op):
-  """Which tensors go where: sorted by tensor, then by receiving device.
-
-  Returns the tensor and the receiver of each transfer, and for each edge the
-  transfer that serves it (-1: the tensor is there already).
-  """
-  num_tensors = len(tensor_op)
-  transfer_of = np.full(num_devices, -1, np.int64)
-  edge_transfer = np.full(len(edge_op), -1, np.int64)
-  tensors = []
-  targets = []
-  for tensor in range(num_tensors):
-    home = device[tensor_op[tensor]]
-    first, last = consumer_offsets[tensor], consumer_offsets[tensor + 1]
-    away = False
-    for edge in range(first, last):
-      target = device[edge_op[edge]]
-      if target != home:
-        transfer_of[target] = -2  # wanted, not numbered yet
-        away = True
-    if not away:
-      continue
-    for target in range(num_devices):
-      if transfer_of[target] == -2:
-        transfer_of[target] = len(tensors)
-        tensors.append(tensor)
-        targets.append(target)
-    for edge in range(first, last):
-      target = device[edge_op[edge]]
-      if target != home:
-        edge_transfer[edge] = transfer_of[target]
-  return (
-    np.array(tensors, dtype=np.int64),
-    np.array(targets, dtype=np.int64),
-    edge_transfer,
-  )
-
-
-@compiled
-def _run(
-  num_devices,
-  device,
-  durations,
-  order,
-  rank,
-  tensor_offsets,
-  tensor_bytes,
-  consumer_offsets,
-  edge_op,
-  transfer_tensor,
-  transfer_target,
-  latency_us,
-  us_per_byte,
-  channel,
-):
-  """The event loop: returns start and finish of every op and transfer."""
-  num_ops = len(device)
-  num_transfers = len(transfer_tensor)
-  start = np.zeros(num_ops)
-  finish = np.zeros(num_ops)
-  sent = np.zeros(num_transfers)
-  arrived = np.zeros(num_transfers)
-  first_transfer = np.searchsorted(
-    transfer_tensor, np.arange(len(tensor_bytes) + 1)
-  )
-  missing = np.zeros(num_ops, np.int64)  # inputs that have not arrived
-  for op in edge_op:
-    missing[op] += 1
-
-  idle = np.ones(num_devices, np.bool_)
-  send_free = np.zeros(num_devices)
-  receive_free = send_free if channel == HALF_DUPLEX else np.zeros(num_devices)
-  # Ranks of the ops that may start, one heap per device.
-  ready = [[np.int64(0) for _ in range(0)] for _ in range(num_devices)]
-  for op in order:
-    if missing[op] == 0:
-      heapq.heappush(ready[device[op]], rank[op])
-  # What ends when: an op by its rank, a transfer by num_ops + its number, so
-  # that ops that end together send in topological order.
-  events = [(0.0, np.int64(0)) for _ in range(0)]
-  now = 0.0
-  while True:
-    for k in range(num_devices):
-      if idle[k] and len(ready[k]) > 0:
-        r = heapq.heappop(ready[k])
-        op = order[r]
-        idle[k] = False
-        start[op] = now
-        finish[op] = now + durations[op]
-        heapq.heappush(events, (finish[op], r))
-    if len(events) == 0:
-      break
-    now = events[0][0]
-    # All that ends now ends before anything starts.
-    while len(events) > 0 and events[0][0] == now:
-      event = heapq.heappop(events)[1]
-      if event < num_ops:
-        op = order[event]
-        home = device[op]
-        idle[home] = True
-        first_tensor, last_tensor = tensor_offsets[op], tensor_offsets[op + 1]
-        for tensor in range(first_tensor, last_tensor):
-          for t in range(first_transfer[tensor], first_transfer[tensor + 1]):
-            target = transfer_target[t]
-            begin = transfer_start(
-              channel, send_free[home], receive_free[target], now
-            )
-            end = (
-              begin
-              + latency_us[home, target]
-              + tensor_bytes[tensor] * us_per_byte[home, target]
-            )
-            send_free[home] = end
-            receive_free[target] = end
-            sent[t] = begin
-            arrived[t] = end
-            heapq.heappush(events, (end, num_ops + t))
-        first_edge = consumer_offsets[first_tensor]
-        last_edge = consumer_offsets[last_tensor]
-        here = home
-      else:
-        tensor = transfer_tensor[event - num_ops]
-        first_edge = consumer_offsets[tensor]
-        last_edge = consumer_offsets[tensor + 1]
-        here = transfer_target[event - num_ops]
-      for edge in range(first_edge, last_edge):
-        op = edge_op[edge]
-        if device[op] == here:
-          missing[op] -= 1
-          if missing[op] == 0:
-            heapq.heappush(ready[here], rank[op])
-  return start, finish, sent, arrived
 
 
 def _memory_over_time(

@@ -78,18 +78,34 @@ def make_cluster(
   memory: int | Sequence[int] = AMPLE,
   latency_us: float = 0.0,
   bytes_per_us: float = 1.0,
+  send_us: float = 0.0,
+  send_us_per_byte: float = 0.0,
+  receive_us: float = 0.0,
+  receive_us_per_byte: float = 0.0,
+  dispatch_us: float = 0.0,
   channel: str = "full_duplex",
   types: Sequence[str] | None = None,
+  processors: Sequence[str] | None = None,
   links: dict[tuple[int, int], Link] | None = None,
 ) -> Cluster:
   """Returns a cluster of devices `d0`, `d1`, …"""
   memories = np.broadcast_to(memory, num_devices).tolist()
   types = types or ["CPU"] * num_devices
+  processors = processors or [""] * num_devices
   return Cluster(
     devices=tuple(
-      Device(f"d{k}", types[k], memories[k]) for k in range(num_devices)
+      Device(f"d{k}", types[k], memories[k], processors[k])
+      for k in range(num_devices)
     ),
-    link=Link(latency_us, bytes_per_us),
+    link=Link(
+      latency_us,
+      bytes_per_us,
+      send_us=send_us,
+      send_us_per_byte=send_us_per_byte,
+      receive_us=receive_us,
+      receive_us_per_byte=receive_us_per_byte,
+      dispatch_us=dispatch_us,
+    ),
     links=links or {},
     channel=channel,
   )
@@ -141,10 +157,13 @@ def relisted(graph: OpGraph, rng: np.random.Generator) -> OpGraph:
 def scaled(
   graph: OpGraph, cluster: Cluster, factor: float
 ) -> tuple[OpGraph, Cluster]:
-  """Returns both with every time, latency and time per byte multiplied."""
+  """Returns both with every time and time per byte multiplied."""
 
   def slower(link):
-    return Link(link.latency_us * factor, link.bytes_per_us / factor)
+    times = {x.name: getattr(link, x.name) for x in dataclasses.fields(Link)}
+    bytes_per_us = times.pop("bytes_per_us") / factor
+    times = {name: value * factor for name, value in times.items()}
+    return Link(bytes_per_us=bytes_per_us, **times)
 
   graph = dataclasses.replace(
     graph, compute_time_us=graph.compute_time_us * factor
@@ -311,4 +330,33 @@ def random_cluster(
     channel=channel or CHANNELS[rng.integers(len(CHANNELS))],
     types=[types[rng.integers(len(types))] for _ in range(num_devices)],
     links=links,
+  )
+
+
+def costly(rng: np.random.Generator, cluster: Cluster) -> Cluster:
+  """Returns the cluster with work of transfers, dispatch, shared processors.
+
+  Some of each, or none; times are multiples of an eighth of a microsecond.
+  """
+
+  def with_work(link):
+    return dataclasses.replace(
+      link,
+      send_us=rng.choice([0.0, 0.5, 3.0]),
+      send_us_per_byte=rng.choice([0.0, 0.125, 0.5]),
+      receive_us=rng.choice([0.0, 1.0, 12.0]),
+      receive_us_per_byte=rng.choice([0.0, 0.25]),
+      dispatch_us=rng.choice([0.0, 4.0, 30.0]),
+    )
+
+  shared = rng.random() < 0.4
+  names = ["", "p", "q"] if shared else [""]
+  return dataclasses.replace(
+    cluster,
+    devices=tuple(
+      dataclasses.replace(x, processor=rng.choice(names))
+      for x in cluster.devices
+    ),
+    link=with_work(cluster.link),
+    links={ends: with_work(link) for ends, link in cluster.links.items()},
   )

@@ -13,7 +13,7 @@ from baechi_tf.placers.bookings import may_run
 from baechi_tf.placers.bookings import NEVER
 from baechi_tf.placers.bookings import NONE
 from baechi_tf.placers.bookings import transfer_end
-from baechi_tf.simulator import HALF_DUPLEX
+from baechi_tf.transfer import HALF_DUPLEX
 
 
 @compiled_inner

@@ -16,8 +16,8 @@ from baechi_tf.compiled import inlined
 from baechi_tf.op_graph import offsets_of
 from baechi_tf.op_graph import OpGraph
 from baechi_tf.placers.families import find_families
-from baechi_tf.simulator import HALF_DUPLEX
-from baechi_tf.simulator import transfer_start
+from baechi_tf.transfer import HALF_DUPLEX
+from baechi_tf.transfer import transfer_start
 
 NONE = -1
 NEVER = np.inf
