@@ -8,10 +8,12 @@ Ops
   ready once its inputs are on its device, and no earlier than the device's
   `dispatch_us`.
 - A processor that is free starts one of its ready ops. Policy `priority`: the
-  first of them in the given order. `fifo`, as TensorFlow's executor: the one
-  that became ready first (ties: the given order). `strict`: the next in the
-  given order and no other; it waits for that one. The given order is by default
-  topological, `OpGraph.order`.
+  first of them in the given order. `executor`, as TensorFlow does with one
+  thread: of the ops that an op of the processor has made ready, the newest
+  (ties: the last in the given order); if there is none, of those that a
+  tensor's arrival or the step's beginning has, the oldest (ties: the first).
+  `strict`: the next in the given order and no other; it waits for that one. The
+  given order is by default topological, `OpGraph.order`.
 
 Transfers
 - A tensor goes once to each other device that consumes it. Tensors leave in the
@@ -47,8 +49,8 @@ from baechi_tf.transfer import receive_begin
 from baechi_tf.transfer import transfer_start
 from baechi_tf.transfer import wall_end
 
-POLICIES = ("priority", "fifo", "strict")
-PRIORITY, FIFO, STRICT = range(len(POLICIES))
+POLICIES = ("priority", "executor", "strict")
+PRIORITY, EXECUTOR, STRICT = range(len(POLICIES))
 _NONE = -1
 
 
@@ -132,8 +134,9 @@ class _Run(NamedTuple):
   running: np.ndarray  # [P], the op that runs, or _NONE
   taken_until: np.ndarray  # [P], until when transfers keep it from starting
   has_wake_up: np.ndarray  # [P], whether an event says so
-  # Per processor, a heap of its ready ops by position; in `fifo` those of an
-  # instant come after those of all instants before.
+  # Per processor, a heap of its ready ops by position; for `executor`, by the
+  # round in which they became ready and then position, negative for those that
+  # an op of the processor made ready.
   ready: list
   # A heap of (when, what); by number, an op (its topological rank) ends, a
   # transfer arrives, takes its sending work or its receiving work, a device may
@@ -165,12 +168,12 @@ def run_step(x):
   position, ready, events = run.position, run.ready, run.events
   num_ops, num_transfers = len(device), len(transfer_tensor)
   sends, receives = num_ops + num_transfers, num_ops + 2 * num_transfers
-  num_started, now, instant = 0, 0.0, 0
+  num_started, now, round_base = 0, 0.0, 0
   while True:
     for p in range(len(running)):
       if running[p] != _NONE or taken_until[p] > now or len(ready[p]) == 0:
         continue
-      op = order[ready[p][0] % num_ops]
+      op = order[abs(ready[p][0]) % num_ops]
       if policy == STRICT and turn[op] != turns_begun[p]:
         continue
       heapq.heappop(ready[p])
@@ -183,8 +186,8 @@ def run_step(x):
       heapq.heappush(events, (finish[op], rank[op]))
     if len(events) == 0:
       break
-    if events[0][0] > now and policy == FIFO:
-      instant += num_ops
+    if policy == EXECUTOR:
+      round_base += num_ops
     now = events[0][0]
     # All that happens now happens before anything starts.
     while len(events) > 0 and events[0][0] == now:
@@ -218,14 +221,17 @@ def run_step(x):
         first = transfer_tensor[event - num_ops]
         last = first + 1
       else:
-        _happen(x, run, now, instant, event)
+        _happen(x, run, now, round_base, event)
         continue
       for edge in range(consumer_offsets[first], consumer_offsets[last]):
         op = edge_op[edge]
         if device[op] == here:
           missing[op] -= 1
           if missing[op] == 0:
-            heapq.heappush(ready[processor[here]], instant + position[op])
+            key = round_base + position[op]
+            if policy == EXECUTOR and event < num_ops:
+              key = -key
+            heapq.heappush(ready[processor[here]], key)
   return start, finish, sent, arrived, started[:num_started]
 
 
@@ -277,16 +283,16 @@ def _new_run(x):
 
 
 @compiled_inner
-def _arrive(x, run, instant, op):
+def _arrive(x, run, round_base, op):
   """Notes that an op waits for one thing less; perhaps it is ready."""
   run.missing[op] -= 1
   if run.missing[op] == 0:
     p = x.processor[x.device[op]]
-    heapq.heappush(run.ready[p], instant + run.position[op])
+    heapq.heappush(run.ready[p], round_base + run.position[op])
 
 
 @compiled_inner
-def _happen(x, run, now, instant, event):
+def _happen(x, run, now, round_base, event):
   """An event that is neither the end of an op nor an arrival."""
   num_transfers = len(x.transfer_tensor)
   sends = len(x.device) + num_transfers
@@ -304,7 +310,7 @@ def _happen(x, run, now, instant, event):
   elif event < wake_ups:
     for op in x.topological:
       if x.device[op] == event - dispatches:
-        _arrive(x, run, instant, op)
+        _arrive(x, run, round_base, op)
   else:
     p = event - wake_ups
     run.has_wake_up[p] = run.taken_until[p] > now  # more has been taken

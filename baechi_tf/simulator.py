@@ -94,8 +94,8 @@ def simulate(
     cluster: the devices and links.
     device: int `[n]`, indices into `cluster.devices`.
     policy: which of its ready ops a processor starts: "priority" (the first in
-      `order`), "fifo" (the first that became ready, as TensorFlow does) or
-      "strict" (the next in `order`, for which it waits).
+      `order`), "executor" (TensorFlow's choice) or "strict" (the next in
+      `order`, for which it waits); see `event_loop`.
     order: int `[n]`, every op once; the order of ops that `policy` goes by. The
       graph's topological order by default.
 

@@ -27,6 +27,9 @@ class Reference:
       zip(graph.edge_tensor.tolist(), graph.edge_op.tolist(), strict=True)
     )
     self.start, self.finish, self.ended = {}, {}, set()
+    self.round = 0
+    self.known = {}  # a transfer, or a device that has begun -> in which round
+    # Op -> in which round it became ready, negative if a local op did it.
     self.ready_since = {}
     self.transfers = {}  # (tensor, to) -> (begin, end), in booking order
     self.works = {}  # (is receiving, tensor, to) -> (when, device, work)
@@ -60,10 +63,20 @@ class Reference:
     for key in sorted(self.works):
       if self.works[key][0] <= now:
         self.take(now, *self.works.pop(key)[1:])
+    self.round += 1
+    for key, (_, end) in self.transfers.items():
+      if end <= now:
+        self.known.setdefault(key, self.round)
+    for k, begin in enumerate(self.cluster.dispatch_us.tolist()):
+      if begin <= now:
+        self.known.setdefault(k, self.round)
     before = len(self.start)
     for op in self.order:
       if op not in self.ready_since and self.is_ready(op, now):
-        self.ready_since[op] = now
+        made_so_locally = all(
+          self.known[x] < self.round for x in self.awaited(op)
+        )
+        self.ready_since[op] = self.round * (-1 if made_so_locally else 1)
     for p in range(self.cluster.num_processors):
       self.start_one(p, now)
     return bool(done) or len(self.start) > before
@@ -85,8 +98,12 @@ class Reference:
     if self.policy == "strict":
       waiting = waiting[:1]
     waiting = [x for x in waiting if x in self.ready_since]
-    if self.policy == "fifo":
+    if self.policy == "executor":
+      local = [x for x in waiting if self.ready_since[x] < 0]
       waiting.sort(key=lambda x: self.ready_since[x])  # stable
+      if local:  # the newest, of several the last in the order
+        newest = self.ready_since[waiting[0]]
+        waiting = [x for x in local if self.ready_since[x] == newest][-1:]
     if waiting:
       self.start[waiting[0]] = now
       self.finish[waiting[0]] = now + self.duration[waiting[0]]
@@ -98,6 +115,14 @@ class Reference:
       self.finish[op] += work
     else:
       self.taken_until[p] = max(now, self.taken_until[p]) + work
+
+  def awaited(self, op):
+    """Its device's beginning, and the transfers that it needs."""
+    k = self.device[op]
+    yield k
+    for tensor, to in self.edges:
+      if to == op and self.device[self.graph.tensor_op[tensor]] != k:
+        yield tensor, k
 
   def is_ready(self, op, now):
     if now < self.cluster.dispatch_us[self.device[op]]:
@@ -411,26 +436,37 @@ def test_dispatch_and_a_shared_processor_wait_for_their_own_device_only():
   assert simulation.makespan_us == 3 + 2 + 3
 
 
-def test_fifo_takes_what_became_ready_first():
+def test_executor_goes_on_with_what_it_has_just_made_ready():
   graph = make_graph(
-    [Op("a", 3.0), Op("b", 1.0), Op("z", 1.0), Op("y", 1.0), Op("x", 9.0)],
-    [("a", -1, "y"), ("b", -1, "z"), ("b", -1, "x")],
+    [Op("a", 1.0), Op("b", 1.0), Op("c", 1.0), Op("d", 1.0), Op("e", 1.0)],
+    [("a", -1, "c"), ("a", -1, "d"), ("c", -1, "e")],
   )
-  device = [0, 1, 0, 0, 1]
-  # z is ready at 1, y at 3, when d0 is free; topologically y comes first.
-  cluster = make_cluster(2)
-  assert starts(simulate(graph, cluster, device), graph)["y"] == 3
-  fifo = simulate(graph, cluster, device, policy="fifo")
-  assert starts(fifo, graph) == {"a": 0, "b": 0, "z": 3, "y": 4, "x": 1}
+  executor = simulate(graph, make_cluster(1), [0] * 5, policy="executor")
+  # a makes c and d ready: the last first. b was ready at the beginning.
+  assert [graph.names[x] for x in executor.order] == ["a", "d", "c", "e", "b"]
 
 
-def test_fifo_breaks_ties_by_the_order():
+def test_executor_leaves_what_a_tensor_made_ready_for_later():
+  graph = make_graph(
+    [Op("a", 3.0), Op("b", 1.0), Op("x", 1.0), Op("y", 1.0), Op("z", 1.0)],
+    [("a", -1, "z"), ("b", -1, "x"), ("b", -1, "y")],
+  )
+  # x and y are ready at 1, z at 3, when d0 is free.
+  executor = simulate(
+    graph, make_cluster(2), [0, 1, 0, 0, 0], policy="executor"
+  )
+  assert starts(executor, graph) == {"a": 0, "b": 0, "z": 3, "x": 4, "y": 5}
+
+
+def test_executor_breaks_ties_by_the_order():
   graph = contracts.independent(3)
   cluster = make_cluster(1)
-  fifo = simulate(graph, cluster, [0] * 3, policy="fifo")
-  assert fifo.order.tolist() == [0, 1, 2]
-  fifo = simulate(graph, cluster, [0] * 3, policy="fifo", order=[1, 2, 0])
-  assert fifo.order.tolist() == [1, 2, 0]
+  executor = simulate(graph, cluster, [0] * 3, policy="executor")
+  assert executor.order.tolist() == [0, 1, 2]
+  executor = simulate(
+    graph, cluster, [0] * 3, policy="executor", order=[1, 2, 0]
+  )
+  assert executor.order.tolist() == [1, 2, 0]
 
 
 def test_priority_goes_by_the_order_and_waits_for_nothing():
