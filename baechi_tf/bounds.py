@@ -1,7 +1,9 @@
 """Lower bounds on the makespan of any placement: the certificate of a plan.
 
-Every bound holds for the model that `simulator` runs, devices and links that
-differ included, whatever the placement and the order of ops.
+Every bound holds for the model that `simulator` runs, whatever the placement,
+the order of ops and the policy: devices and links that differ, processors that
+devices share, transfers that take processor time, and dispatch included. What
+transfers take of a processor only delays ops: a bound may leave it out.
 """
 
 import dataclasses
@@ -58,7 +60,7 @@ def lower_bound(graph: OpGraph, cluster: Cluster) -> LowerBound:
   bounds = [
     _longest_path(graph, heads, first_ops),
     _total_work(cluster, times),
-    _serial_group(graph, times, heads, tails),
+    _serial_group(graph, cluster, times, heads, tails),
     _communication_aware(graph, cluster, fastest),
   ]
   return max(bounds, key=lambda bound: bound.us)
@@ -111,31 +113,57 @@ def _first_largest(graph, values) -> int:
 
 
 def _total_work(cluster, times) -> LowerBound:
-  """LB1: total work over total speed.
+  """LB1: total work over total speed of the processors.
 
-  For any weights y >= 0 that sum to 1, `sum_i min_k y_k p_ik` is a bound: the
-  makespan is at least every device's work, so at least their weighted mean.
-  Weights in proportion to the devices' speeds give work over total speed when
-  speeds are uniform.
+  For any weights y >= 0, the ops take at least `W = sum_i min_p y_p t_ip` of
+  all processors' weighted time, `t_ip` being the least time of op i on a device
+  of processor p. That time ends with the makespan T; on a processor whose
+  devices are all dispatched to, it begins `d_p` later and ends `d_p` earlier.
+  So `W <= sum_p y_p max(0, T - 2 d_p)`. Weights are equal, or in proportion to
+  the speeds, which gives work over total speed when speeds are uniform.
   """
+  num_processors = cluster.num_processors
+  on = [cluster.processor == p for p in range(num_processors)]
+  times = np.stack([times[:, devices].min(axis=1) for devices in on], axis=1)
+  overhead_us = 2 * np.array([cluster.dispatch_us[x].min() for x in on])
   # Exact sums: the bound neither depends on how the ops were listed, nor ends
   # up above a perfectly balanced plan for want of a digit.
-  work = math.fsum(times.min(axis=1)) / times.shape[1]
+  work = math.fsum(times.min(axis=1))
+  bound = _least_span(work, np.ones(num_processors), overhead_us)
   totals = np.array([math.fsum(column) for column in times.T])
   if (totals > 0).all():
     speeds = totals.min() / totals
-    shared = math.fsum((times * speeds).min(axis=1)) / math.fsum(speeds)
-    work = max(work, shared)
-  return LowerBound(
-    work, "total work", f"all ops, shared by {cluster.num_devices} devices"
-  )
+    weighted = math.fsum((times * speeds).min(axis=1))
+    bound = max(bound, _least_span(weighted, speeds, overhead_us))
+  sharers = f"{cluster.num_devices} devices"
+  if num_processors < cluster.num_devices:
+    sharers = f"the {num_processors} processors of {sharers}"
+    if num_processors == 1:
+      sharers = f"the one processor of {cluster.num_devices} devices"
+  return LowerBound(bound, "total work", f"all ops, shared by {sharers}")
 
 
-def _serial_group(graph, times, heads, tails) -> LowerBound:
+def _least_span(work, speeds, overhead_us) -> float:
+  """Returns the least T with `work <= sum_p speeds_p max(0, T - overhead_p)`.
+
+  Any subset of the processors gives a T that is at least that; the right one is
+  among those of least overhead.
+  """
+  by_overhead = np.argsort(overhead_us, kind="stable")
+  spans = []
+  for count in range(1, len(speeds) + 1):
+    first = by_overhead[:count]
+    lost = math.fsum(speeds[first] * overhead_us[first])
+    spans.append((work + lost) / math.fsum(speeds[first]))
+  return min(spans)
+
+
+def _serial_group(graph, cluster, times, heads, tails) -> LowerBound:
   """LB2: a group's ops run one after another on one device.
 
-  Nothing of the group starts before the least head of its ops, and after its
-  end the least tail is still to come.
+  Nothing of the group starts before the least head of its ops, nor before its
+  device's dispatch; after its end the least tail is still to come, and the
+  client hears of the end no earlier than the device's dispatch after it.
   """
   fastest = times.min(axis=1)
   num_groups = graph.num_groups
@@ -143,7 +171,12 @@ def _serial_group(graph, times, heads, tails) -> LowerBound:
   after = np.full(num_groups, np.inf)
   np.minimum.at(before, graph.group, heads - fastest)
   np.minimum.at(after, graph.group, tails - fastest)
-  bounds = before + graph.sum_by_group(times).min(axis=1) + after
+  dispatch_us = cluster.dispatch_us
+  bounds = (
+    np.maximum(before[:, None], dispatch_us)
+    + graph.sum_by_group(times)
+    + np.maximum(after[:, None], dispatch_us)
+  ).min(axis=1)
   group = graph.group[_first_largest(graph, bounds[graph.group])]
   members = graph.order[graph.group[graph.order] == group]
   return LowerBound(
@@ -159,7 +192,8 @@ def _communication_aware(graph, cluster, fastest) -> LowerBound:
 
   The predecessors of an op that share its device run there one after another;
   every other pays at least its transfer. Whichever of them share, the op starts
-  no earlier than the best trade between the two.
+  no earlier than the best trade between the two. Devices that share a processor
+  pay for transfers as others do.
   """
   source, target, cost = _cheapest_transfers(graph, cluster)
   rank = graph.rank
@@ -182,7 +216,12 @@ def _communication_aware(graph, cluster, fastest) -> LowerBound:
 
 
 def _cheapest_transfers(graph, cluster):
-  """Returns pairs of joined ops and the least time their tensors can take."""
+  """Returns pairs of joined ops and the least time their tensors can take.
+
+  If the two are apart, the second starts no earlier than this after the first
+  has ended: all tensors have arrived, and its processor has worked for all of
+  them since.
+  """
   source, target, pair_of_edge = graph.op_pairs
   d = cluster.num_devices
   if d == 1:
@@ -196,7 +235,16 @@ def _cheapest_transfers(graph, cluster):
     np.maximum.at(cost, pair_of_edge, each)
   else:  # tensors for one device follow each other through one channel
     np.add.at(cost, pair_of_edge, each)
-  return source, target, cost
+  receive_us = cluster.receive_us[apart].min()
+  receive_us_per_byte = cluster.receive_us_per_byte[apart].min()
+  each = (
+    receive_us + graph.tensor_bytes[graph.edge_tensor] * receive_us_per_byte
+  )
+  return (
+    source,
+    target,
+    np.maximum(cost, np.bincount(pair_of_edge, each, len(source))),
+  )
 
 
 @compiled

@@ -43,6 +43,7 @@ import numpy as np
 
 from baechi_tf.compiled import compiled
 from baechi_tf.compiled import compiled_inner
+from baechi_tf.compiled import inlined
 from baechi_tf.transfer import HALF_DUPLEX
 from baechi_tf.transfer import LinkCosts
 from baechi_tf.transfer import receive_begin
@@ -52,6 +53,7 @@ from baechi_tf.transfer import wall_end
 POLICIES = ("priority", "executor", "strict")
 PRIORITY, EXECUTOR, STRICT = range(len(POLICIES))
 _NONE = -1
+_receive_begin = inlined(receive_begin)
 
 
 @compiled
@@ -214,7 +216,7 @@ def run_step(x):
             if send_work[t] > 0:
               heapq.heappush(events, (begin, sends + t))
             if receive_work[t] > 0:
-              at = receive_begin(begin, end, receive_work[t])
+              at = _receive_begin(begin, end, receive_work[t])
               heapq.heappush(events, (at, receives + t))
       elif event < sends:
         here = transfer_target[event - num_ops]

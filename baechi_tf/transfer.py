@@ -88,10 +88,10 @@ def wall_end(begin, links, source, target, size):
   )
 
 
-@inlined
-def receive_begin(begin, end, work):
-  """When the receiver starts on a transfer: it is done as the tensor is there.
+def receive_begin(begin: float, end: float, work: float) -> float:
+  """Returns when the receiver's processor starts on a transfer.
 
-  Or later, if `work` takes longer than the transfer from `begin` to `end`.
+  So that it is done as the tensor is there, unless `work` is longer than the
+  transfer from `begin` to `end`.
   """
   return max(begin, end - work)

@@ -10,9 +10,10 @@ what has happened since is needed, as a rule at one device.
 from baechi_tf.compiled import compiled_inner
 from baechi_tf.placers.bookings import inputs_there
 from baechi_tf.placers.bookings import may_run
-from baechi_tf.placers.bookings import NEVER
-from baechi_tf.placers.bookings import NONE
+from baechi_tf.placers.bookings import start_after
 from baechi_tf.placers.bookings import transfer_end
+from baechi_tf.placers.list_state import NEVER
+from baechi_tf.placers.list_state import NONE
 from baechi_tf.transfer import HALF_DUPLEX
 
 
@@ -43,7 +44,7 @@ def inputs_anywhere(p, s, op, by):
     if _sends_through(p, s, op, source, target):
       return _ask_all_devices(p, s, op, by)
     _ask_device(p, s, op, target)
-    if p.channel == HALF_DUPLEX:
+    if p.links.channel == HALF_DUPLEX:
       _ask_device(p, s, op, source)
   s.urgent_log[family] = last
   return s.urgent_at[family]
@@ -84,7 +85,7 @@ def _sends_through(p, s, op, source, target):
   """Whether a transfer used a channel by which an op's inputs would leave."""
   for i in range(p.input_offsets[op], p.input_offsets[op + 1]):
     home = s.device[p.tensor_op[p.input_tensor[i]]]
-    if home == source or (p.channel == HALF_DUPLEX and home == target):
+    if home == source or (p.links.channel == HALF_DUPLEX and home == target):
       return True
   return False
 
@@ -144,7 +145,7 @@ def _earliest_child_start(p, s, op, k, now):
   A parent that is not placed yet cannot have ended before `now` plus its time,
   and says nothing of where it will be.
   """
-  latest = s.device_free[k]
+  latest = start_after(p, s, op, k, 0.0)
   for i in range(p.input_offsets[op], p.input_offsets[op + 1]):
     tensor = p.input_tensor[i]
     source = p.tensor_op[tensor]

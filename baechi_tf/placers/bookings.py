@@ -1,207 +1,25 @@
-"""What placing an op books: its device's time, its channels and its memory.
+"""What placing an op books: its processor's time, its channels, its memory.
 
-The state of a list schedule in the making, shared by the loop that decides
-(`list_scheduling`) and the devices that wait (`awake`).
+What a transfer takes of a processor (`transfer.transfer_work`) is booked when
+the transfer is, at the end of all that its processor has to do so far: an op
+that needs transfers starts no earlier than its processor has received them, and
+a sender's next op starts as much later as sending takes. What was placed before
+keeps its times, where the simulator delays the op that runs then.
 """
 
 import heapq
-from typing import NamedTuple
 
-import numpy as np
-
-from baechi_tf.cluster import CHANNELS
-from baechi_tf.cluster import Cluster
 from baechi_tf.compiled import compiled_inner
 from baechi_tf.compiled import inlined
-from baechi_tf.op_graph import offsets_of
-from baechi_tf.op_graph import OpGraph
-from baechi_tf.placers.families import find_families
-from baechi_tf.transfer import HALF_DUPLEX
+from baechi_tf.placers.list_state import NEVER
+from baechi_tf.placers.list_state import NONE
+from baechi_tf.transfer import RECEIVE
+from baechi_tf.transfer import SEND
 from baechi_tf.transfer import transfer_start
+from baechi_tf.transfer import transfer_work
+from baechi_tf.transfer import wall_end
 
-NONE = -1
-NEVER = np.inf
-# Kinds of queues: ops that may run on other devices too, ops whose group is on
-# the device, and ops by when they are urgent. A free device takes of the first
-# two, an awake device of the last two.
-OPEN, PINNED, URGENT = range(3)
-
-
-class Problem(NamedTuple):
-  """The graph and the cluster as arrays that compiled code can take."""
-
-  times: np.ndarray  # [n, D]
-  fastest: np.ndarray  # [n]
-  rank: np.ndarray
-  order: np.ndarray
-  working_bytes: np.ndarray  # [n] temporary and outputs
-  temporary_bytes: np.ndarray
-  tensor_op: np.ndarray
-  tensor_offsets: np.ndarray
-  tensor_bytes: np.ndarray
-  tensor_held_bytes: np.ndarray
-  consumer_offsets: np.ndarray
-  edge_op: np.ndarray
-  input_offsets: np.ndarray
-  input_tensor: np.ndarray  # in topological order, then see sort_inputs
-  group: np.ndarray
-  group_offsets: np.ndarray
-  group_members: np.ndarray
-  group_persistent: np.ndarray
-  group_working: np.ndarray
-  family: np.ndarray  # [n], and the rest of Families' arrays
-  family_offsets: np.ndarray
-  family_members: np.ndarray
-  family_position: np.ndarray
-  family_consumer_offsets: np.ndarray
-  family_consumers: np.ndarray
-  favorite_child: np.ndarray  # [n], or empty: no device is ever awake
-  memory: np.ndarray
-  latency_us: np.ndarray
-  us_per_byte: np.ndarray
-  channel: int
-
-
-class State(NamedTuple):
-  """What has been decided so far."""
-
-  device: np.ndarray  # [n], NONE until placed
-  is_ready: np.ndarray  # [n], all parents placed, itself not
-  finish: np.ndarray  # [n]
-  group_device: np.ndarray
-  device_free: np.ndarray  # [D]
-  send_free: np.ndarray
-  receive_free: np.ndarray
-  arrived: np.ndarray  # [m, D], when a tensor is there; NEVER: not sent
-  last_use: np.ndarray  # [m, D], when its last placed consumer there ends
-  unplaced_parents: np.ndarray  # [n], edges from ops that are not placed
-  unplaced_consumers: np.ndarray  # [m]
-  reserved: np.ndarray  # [D] persistent bytes of the groups placed there
-  live: np.ndarray  # [D] outputs, copies and workspace held there
-  next_unplaced: np.ndarray  # [n + 1], position in the families, see sibling
-  # The log of transfers booked, and how many there are.
-  log_source: np.ndarray
-  log_target: np.ndarray
-  log_length: np.ndarray  # [1]
-  # For `awake`, [f] and [D]: what has been found out, to be brought up to date.
-  urgent_at: np.ndarray  # a family's inputs could not be anywhere before
-  urgent_device: np.ndarray  # because of this device
-  urgent_log: np.ndarray  # log length when all devices had been asked, or NONE
-  rival: np.ndarray  # where the awaited child could start as early as here
-  rival_start: np.ndarray  # the child cannot start elsewhere before
-  rival_child: np.ndarray  # which child
-  rival_parents: np.ndarray  # how many of its parents were not placed
-
-
-class Queues(NamedTuple):
-  """Heaps of what is to come.
-
-  Device `k` has a queue of each kind, number `kind * num_devices + k`.
-  """
-
-  arriving: list  # (when the inputs are there, rank)
-  waiting: list  # ranks of ops whose inputs are there once the device is free
-  blocked: list  # ranks of ops that do not fit for now
-  releases: list  # per device, (when, bytes that will be freed)
-
-
-def new_problem(
-  graph: OpGraph, cluster: Cluster, favorite_child: np.ndarray | None
-) -> Problem:
-  """Returns the problem; `favorite_child` as for `list_scheduling.schedule`.
-
-  Raises:
-    ValueError: the graph has no times for a device's type.
-  """
-  by_op = np.lexsort(
-    (graph.edge_tensor, graph.rank[graph.edge_source], graph.edge_op)
-  )
-  members = np.lexsort((graph.rank, graph.group))
-  times = graph.times_on(cluster.types)
-  families = find_families(graph)
-  return Problem(
-    times=times,
-    fastest=times.min(axis=1),
-    rank=graph.rank,
-    order=graph.order,
-    working_bytes=graph.working_bytes,
-    temporary_bytes=graph.temporary_bytes,
-    tensor_op=graph.tensor_op,
-    tensor_offsets=graph.tensor_offsets,
-    tensor_bytes=graph.tensor_bytes,
-    tensor_held_bytes=graph.tensor_held_bytes,
-    consumer_offsets=graph.consumer_offsets,
-    edge_op=graph.edge_op,
-    input_offsets=graph.input_offsets,
-    input_tensor=graph.edge_tensor[by_op],
-    group=graph.group,
-    group_offsets=offsets_of(graph.group, graph.num_groups),
-    group_members=members,
-    group_persistent=graph.group_persistent_bytes,
-    group_working=graph.group_working_bytes,
-    family=families.of_op,
-    family_offsets=families.offsets,
-    family_members=families.members,
-    family_position=families.position,
-    family_consumer_offsets=families.consumer_offsets,
-    family_consumers=families.consumers,
-    favorite_child=np.array(
-      () if favorite_child is None else favorite_child, np.int64
-    ),
-    memory=cluster.memory_bytes,
-    latency_us=cluster.latency_us,
-    us_per_byte=cluster.us_per_byte,
-    channel=CHANNELS.index(cluster.channel),
-  )
-
-
-def new_state(p: Problem) -> State:
-  """Returns the state in which nothing has been placed."""
-  num_ops, num_devices = p.times.shape
-  num_tensors = len(p.tensor_op)
-  num_edges = len(p.edge_op)
-  num_families = len(p.family_offsets) - 1
-  send_free = np.zeros(num_devices)
-  half = p.channel == HALF_DUPLEX
-  return State(
-    device=np.full(num_ops, NONE, np.int64),
-    is_ready=np.zeros(num_ops, bool),
-    finish=np.zeros(num_ops),
-    group_device=np.full(len(p.group_persistent), NONE, np.int64),
-    device_free=np.zeros(num_devices),
-    send_free=send_free,
-    receive_free=send_free if half else np.zeros(num_devices),
-    arrived=np.full((num_tensors, num_devices), NEVER),
-    last_use=np.zeros((num_tensors, num_devices)),
-    unplaced_parents=np.diff(p.input_offsets),
-    unplaced_consumers=np.diff(p.consumer_offsets),
-    reserved=np.zeros(num_devices, np.int64),
-    live=np.zeros(num_devices, np.int64),
-    next_unplaced=np.arange(num_ops + 1),
-    log_source=np.empty(num_edges, np.int64),
-    log_target=np.empty(num_edges, np.int64),
-    log_length=np.zeros(1, np.int64),
-    urgent_at=np.zeros(num_families),
-    urgent_device=np.zeros(num_families, np.int64),
-    urgent_log=np.full(num_families, NONE),
-    rival=np.full(num_devices, NONE),
-    rival_start=np.zeros(num_devices),
-    rival_child=np.full(num_devices, NONE),
-    rival_parents=np.zeros(num_devices, np.int64),
-  )
-
-
-@compiled_inner
-def new_queues(num_devices):
-  """Empty queues, which compiled code has to make itself."""
-  queues = range(3 * num_devices)
-  none = range(0)  # gives an empty list its type
-  return Queues(
-    [[(0.0, np.int64(0)) for _ in none] for _ in queues],
-    [[np.int64(0) for _ in none] for _ in queues],
-    [[np.int64(0) for _ in none] for _ in queues],
-    [[(0.0, np.int64(0)) for _ in none] for _ in range(num_devices)],
-  )
+_transfer_work = inlined(transfer_work)
 
 
 @inlined
@@ -213,13 +31,9 @@ def transfer_end(p, s, tensor, k, receive_free):
   op = p.tensor_op[tensor]
   home = s.device[op]
   begin = transfer_start(
-    p.channel, s.send_free[home], receive_free, s.finish[op]
+    p.links.channel, s.send_free[home], receive_free, s.finish[op]
   )
-  return (
-    begin
-    + p.latency_us[home, k]
-    + p.tensor_bytes[tensor] * p.us_per_byte[home, k]
-  )
+  return wall_end(begin, p.links, home, k, p.tensor_bytes[tensor])
 
 
 @inlined
@@ -243,6 +57,27 @@ def inputs_there(p, s, op, k):
       receive_free = end
     latest = max(latest, end)
   return latest
+
+
+@inlined
+def start_after(p, s, op, k, there):
+  """When an op whose inputs are there at `there` could start on `k`.
+
+  Transfers of inputs that parents on other devices have yet to send take time
+  of the processor before: receiving, and sending where it is the sender's too.
+  Parents that are not placed say nothing yet.
+  """
+  free = s.processor_free[k]
+  if p.takes_work:
+    for i in range(p.input_offsets[op], p.input_offsets[op + 1]):
+      tensor = p.input_tensor[i]
+      home = s.device[p.tensor_op[tensor]]
+      if home != NONE and home != k and s.arrived[tensor, k] == NEVER:
+        size = p.tensor_bytes[tensor]
+        free += _transfer_work(p.links, RECEIVE, home, k, size)
+        if p.processor[home] == p.processor[k]:
+          free += _transfer_work(p.links, SEND, home, k, size)
+  return max(s.device_free[k], free, there)
 
 
 @inlined
@@ -326,7 +161,6 @@ def place_op(p, s, q, op, k, begin):
   s.device[op] = k
   s.next_unplaced[p.family_position[op]] += 1
   s.finish[op] = end
-  s.device_free[k] = end
   s.live[k] += p.working_bytes[op]
   heapq.heappush(q.releases[k], (end, p.temporary_bytes[op]))
   for i in range(p.input_offsets[op], p.input_offsets[op + 1]):
@@ -339,6 +173,8 @@ def place_op(p, s, q, op, k, begin):
       s.send_free[home] = arrival
       s.receive_free[k] = arrival
       s.live[k] += p.tensor_bytes[tensor]
+      if p.takes_work:
+        _book_sending(p, s, tensor, home, k)
       sent.append(tensor)
       s.log_source[s.log_length[0]] = home
       s.log_target[s.log_length[0]] = k
@@ -350,7 +186,21 @@ def place_op(p, s, q, op, k, begin):
   for tensor in range(p.tensor_offsets[op], p.tensor_offsets[op + 1]):
     if s.unplaced_consumers[tensor] == 0:
       heapq.heappush(q.releases[k], (end, p.tensor_held_bytes[tensor]))
+  for other in range(len(p.processor)):
+    if p.processor[other] == p.processor[k]:
+      s.processor_free[other] = end
+      s.device_free[other] = max(s.device_free[other], end)
   return sent
+
+
+@compiled_inner
+def _book_sending(p, s, tensor, home, k):
+  """Adds what sending a tensor to `k` takes to the sender's processor."""
+  work = _transfer_work(p.links, SEND, home, k, p.tensor_bytes[tensor])
+  for other in range(len(p.processor)):
+    if p.processor[other] == p.processor[home]:
+      s.processor_free[other] += work
+      s.device_free[other] = max(s.device_free[other], s.processor_free[other])
 
 
 @compiled_inner

@@ -7,7 +7,9 @@ are given, the awake devices of Hanen and Munier's SCT. Ties go to the earlier
 op in topological order, then to the lower device.
 
 What makes it fast: a pair's start is `max(device free, inputs there)`, and both
-only grow as ops are placed. Each device keeps the ops whose inputs would be
+only grow as ops are placed. (Where transfers take processor time, what the op's
+own would take comes on top; it can shrink, but by no more than the device is
+free later.) Each device keeps the ops whose inputs would be
 there by the time it is free in one heap (by rank) and the rest in another (by
 arrival); a key that has gone stale is a lower bound, and is brought up to date
 only when it reaches the top. One arrival can become earlier, that of an op
@@ -35,18 +37,19 @@ from baechi_tf.placers.bookings import fits
 from baechi_tf.placers.bookings import free_memory
 from baechi_tf.placers.bookings import inputs_there
 from baechi_tf.placers.bookings import may_run
-from baechi_tf.placers.bookings import NEVER
-from baechi_tf.placers.bookings import new_problem
-from baechi_tf.placers.bookings import new_queues
-from baechi_tf.placers.bookings import new_state
-from baechi_tf.placers.bookings import NONE
-from baechi_tf.placers.bookings import OPEN
-from baechi_tf.placers.bookings import PINNED
 from baechi_tf.placers.bookings import place_op
 from baechi_tf.placers.bookings import received_bytes
 from baechi_tf.placers.bookings import sort_inputs
-from baechi_tf.placers.bookings import URGENT
+from baechi_tf.placers.bookings import start_after
 from baechi_tf.placers.families import sibling
+from baechi_tf.placers.list_state import NEVER
+from baechi_tf.placers.list_state import new_problem
+from baechi_tf.placers.list_state import new_queues
+from baechi_tf.placers.list_state import new_state
+from baechi_tf.placers.list_state import NONE
+from baechi_tf.placers.list_state import OPEN
+from baechi_tf.placers.list_state import PINNED
+from baechi_tf.placers.list_state import URGENT
 from baechi_tf.shortage import group_memory
 from baechi_tf.shortage import memory_by_kind
 from baechi_tf.shortage import op_fits_nowhere
@@ -174,9 +177,10 @@ def _earliest_in(p, s, q, kind, k):
     start = NEVER  # if placed meanwhile, here or elsewhere
     if may_run(p, s, op, k):
       if kind == URGENT:
-        start = max(s.device_free[k], inputs_anywhere(p, s, op, key))
+        there = inputs_anywhere(p, s, op, key)
       else:
-        start = max(s.device_free[k], inputs_there(p, s, op, k))
+        there = inputs_there(p, s, op, k)
+      start = start_after(p, s, op, k, there)
       if start == key and fits(p, s, q, op, k, start):
         return start, entry // 2
     if is_waiting:
@@ -218,7 +222,7 @@ def _earliest_on(p, s, q, last_op, k):
   if awake:
     child = p.favorite_child[last_op[k]]
     if s.is_ready[child]:
-      at = max(s.device_free[k], inputs_there(p, s, child, k))
+      at = start_after(p, s, child, k, inputs_there(p, s, child, k))
       if not fits(p, s, q, child, k, at):
         short = True
       elif at < start or (at == start and p.rank[child] < r):

@@ -14,6 +14,16 @@ from baechi_tf.simulator import simulate
 from baechi_tf.watched import Progress
 
 
+def step_alone_us(graph: OpGraph, cluster: Cluster) -> np.ndarray:
+  """Returns float64 `[num_devices]`: the step's time, all on one device.
+
+  Raises:
+    ValueError: the graph has no times for a device's type.
+  """
+  times = graph.times_on(cluster.types)
+  return times.sum(axis=0) + 2 * cluster.dispatch_us
+
+
 def place(
   graph: OpGraph, cluster: Cluster, progress: Progress | None = None
 ) -> Placement:
@@ -37,8 +47,8 @@ def place(
     if device_type not in alone:
       device = np.full(graph.num_ops, k, np.int64)
       alone[device_type] = k, simulate(graph, cluster, device)
-  total = graph.times_on(cluster.types).sum(axis=0)
-  for k in np.argsort(total, kind="stable").tolist():
+  alone_us = step_alone_us(graph, cluster)
+  for k in np.argsort(alone_us, kind="stable").tolist():
     first, simulation = alone[cluster.types[k]]
     if simulation.peak_memory_bytes[first] <= cluster.memory_bytes[k]:
       device = np.full(graph.num_ops, k, np.int64)

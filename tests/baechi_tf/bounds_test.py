@@ -135,6 +135,90 @@ def test_lower_bound_holds_for_every_simulated_placement(channel, num_devices):
     assert lower_bound(graph, cluster).us <= best + 1e-9, seed
 
 
+def linear_extensions(graph):
+  parents = {
+    op: set(graph.edge_source[graph.edge_op == op].tolist())
+    for op in range(graph.num_ops)
+  }
+  for order in itertools.permutations(range(graph.num_ops)):
+    if all(parents[op] <= set(order[:i]) for i, op in enumerate(order)):
+      yield np.array(order)
+
+
+def least_simulated_us(graph, cluster):
+  """The least makespan over all placements and orders of ops."""
+  orders = list(linear_extensions(graph))
+  return min(
+    simulate(graph, cluster, device, policy="strict", order=order).makespan_us
+    for device in assignments(graph, cluster.num_devices)
+    for order in orders
+  )
+
+
+@pytest.mark.parametrize("channel", CHANNELS)
+def test_lower_bound_holds_with_work_dispatch_and_shared_processors(channel):
+  tight = 0
+  for seed in range(40):
+    graph, cluster = a_case(seed, channel, 4, 2 + seed % 4 // 3)
+    cluster = contracts.costly(np.random.default_rng(seed), cluster)
+    best = least_simulated_us(graph, cluster)
+    bound = lower_bound(graph, cluster).us
+    assert bound <= best + 1e-9, seed
+    tight += bound >= best - 1e-9
+  assert tight > 10
+
+
+def test_lower_bound_devices_of_one_processor_share_the_work():
+  graph = contracts.independent(4, time_us=2.0)
+  cluster = make_cluster(3, processors=["p", "p", "p"])
+  bound = lower_bound(graph, cluster)
+  assert (bound.us, bound.name) == (8.0, "total work")
+  assert bound.witness == "all ops, shared by the one processor of 3 devices"
+  bound = lower_bound(graph, make_cluster(3, processors=["p", "", "p"]))
+  assert bound.us == 4.0
+  assert bound.witness == "all ops, shared by the 2 processors of 3 devices"
+
+
+@pytest.mark.parametrize(
+  ("dispatch_us", "expected", "num_away"),
+  [
+    (0.0, 6.0, 6),  # 12 us on two devices
+    (1.0, 7.0, 5),  # 7 on the client, 5 from 1 to 6 on the other
+    (6.0, 12.0, 0),  # the client would hear too late
+    (50.0, 12.0, 0),
+  ],
+)
+def test_lower_bound_dispatch_leaves_less_time(dispatch_us, expected, num_away):
+  graph = contracts.independent(12)
+  cluster = make_cluster(2, dispatch_us=dispatch_us)
+  assert lower_bound(graph, cluster).us == expected
+  device = np.arange(12) < num_away
+  assert simulate(graph, cluster, device).makespan_us == expected
+
+
+def test_lower_bound_group_pays_for_its_devices_dispatch():
+  graph = make_graph(
+    [Op("a", (9.0, 1.0), group="g"), Op("b", (9.0, 1.0), group="g")],
+    device_types=("CPU", "GPU"),
+  )
+  cluster = make_cluster(2, types=("CPU", "GPU"), dispatch_us=3.0)
+  bound = lower_bound(graph, cluster)
+  assert (bound.us, bound.name) == (8.0, "serial group")
+  assert least_simulated_us(graph, cluster) == 8.0
+
+
+def test_lower_bound_receiver_works_longer_than_the_transfer():
+  graph = make_graph(
+    [Op("a", 10.0, (1,)), Op("b", 10.0, (1,)), Op("c", 10.0)],
+    [("a", 0, "c"), ("b", 0, "c")],
+  )
+  # a beside c; b's tensor is there at once, and takes 4 us of c's processor.
+  cluster = make_cluster(2, receive_us=4.0, bytes_per_us=math.inf)
+  bound = lower_bound(graph, cluster)
+  assert (bound.us, bound.name) == (24.0, "communication-aware path")
+  assert least_simulated_us(graph, cluster) == 24.0
+
+
 def one_machine(jobs):
   """When one machine is done with (release, work) pairs."""
   now = 0.0

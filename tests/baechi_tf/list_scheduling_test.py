@@ -41,6 +41,7 @@ class Naive:
     self.home = graph.tensor_op.tolist()
     self.placed = {}  # op -> (device, start, finish), in order of placement
     self.sent = {}  # (tensor, to) -> (from, begin, end), in booking order
+    self.free = [0.0] * cluster.num_processors
     self.waited = False  # whether an op started later for want of memory
     for _ in ops:
       choice = self.next_choice()
@@ -87,7 +88,7 @@ class Naive:
     if not self.is_kept_from(op, k):
       return self.earliest_start(op, k)
     return max(
-      self.device_free(k),
+      self.earliest_start(op, k),
       *(
         self.inputs_there(op, other)
         for other in self.devices
@@ -105,7 +106,8 @@ class Naive:
     return any(self.graph.group[other] == group for other in self.placed)
 
   def device_free(self, k):
-    return max((end for d, _, end in self.placed.values() if d == k), default=0)
+    free = self.free[self.cluster.processor[k]]
+    return max(free, float(self.cluster.dispatch_us[k]))
 
   def channel_start(self, sent, source, target, ready):
     """When a tensor can leave, behind all that was booked before."""
@@ -125,6 +127,29 @@ class Naive:
     link = self.cluster.links.get(ends, self.cluster.link)
     size = int(self.graph.tensor_bytes[tensor])
     return link.latency_us + size / link.bytes_per_us
+
+  def work(self, tensor, source, target):
+    """Processor time of sending and of receiving."""
+    ends = (min(source, target), max(source, target))
+    link = self.cluster.links.get(ends, self.cluster.link)
+    size = int(self.graph.tensor_bytes[tensor])
+    return (
+      link.send_us + size * link.send_us_per_byte,
+      link.receive_us + size * link.receive_us_per_byte,
+    )
+
+  def work_before(self, op, k):
+    """What transfers yet to be booked for the op take of its processor."""
+    processor, total = self.cluster.processor, 0.0
+    for tensor in self.inputs[op]:
+      parent = self.home[tensor]
+      if parent not in self.placed or (tensor, k) in self.sent:
+        continue
+      source = self.placed[parent][0]
+      if source != k:
+        send, receive = self.work(tensor, source, k)
+        total += receive + send * (processor[source] == processor[k])
+    return total
 
   def bookings(self, op, k):
     """All transfers once those that the op needs on `k` are booked too.
@@ -149,7 +174,12 @@ class Naive:
     return sent
 
   def earliest_start(self, op, k):
-    return max(self.device_free(k), self.inputs_there(op, k))
+    return max(self.free_for(op, k), self.inputs_there(op, k))
+
+  def free_for(self, op, k):
+    """When the device can start the op, if its inputs are there."""
+    free = self.free[self.cluster.processor[k]] + self.work_before(op, k)
+    return max(self.device_free(k), free)
 
   def inputs_there(self, op, k):
     sent = self.bookings(op, k)
@@ -160,8 +190,14 @@ class Naive:
     return there
 
   def place(self, op, k, start):
-    self.sent = self.bookings(op, k)
-    self.placed[op] = (k, start, start + float(self.times[op, k]))
+    before, self.sent = self.sent, self.bookings(op, k)
+    for tensor, target in self.sent.keys() - before.keys():
+      source = self.sent[tensor, target][0]
+      send, _ = self.work(tensor, source, target)
+      self.free[self.cluster.processor[source]] += send
+    end = start + float(self.times[op, k])
+    self.placed[op] = (k, start, end)
+    self.free[self.cluster.processor[k]] = end
 
   # Memory.
 
@@ -257,7 +293,7 @@ class Naive:
 
   def child_start(self, child, k, now):
     """When a child that may not be ready could start on `k` at the earliest."""
-    start = self.device_free(k)
+    start = self.free_for(child, k)
     for tensor in self.inputs[child]:
       parent = self.home[tensor]
       if parent not in self.placed:
@@ -277,6 +313,7 @@ class Naive:
 def a_case(seed, channel, *, group_share, memory_share=None):
   """A random graph and cluster.
 
+  In a third of the cases transfers take processor time, and more (`costly`).
   Memory is a share of all working bytes, beyond each device's part of the
   persistent ones and the largest op's working bytes.
   """
@@ -299,6 +336,8 @@ def a_case(seed, channel, *, group_share, memory_share=None):
   cluster = contracts.random_cluster(
     rng, num_devices, channel=channel, types=types, memory=memory
   )
+  if seed % 3 == 2:
+    cluster = contracts.costly(rng, cluster)
   return graph, cluster
 
 
@@ -396,6 +435,8 @@ def test_schedule_of_hubs_is_the_naive_ones(
     graph, cluster = hubs(seed, num_devices, num_ops, channel, group_share)
     assert devices_of(graph, cluster) == Naive(graph, cluster).device, seed
     ample = make_cluster(num_devices, latency_us=2.0, channel=channel)
+    if seed % 2:
+      ample = contracts.costly(np.random.default_rng(seed), ample)
     favorites = favorite_children(graph, ample)
     expected = Naive(graph, ample, favorites).device
     assert devices_of(graph, ample, favorites) == expected, seed
@@ -404,7 +445,7 @@ def test_schedule_of_hubs_is_the_naive_ones(
 COUNT = """
 import cProfile, pstats, sys
 import numpy as np
-from baechi_tf.placers import bookings, list_scheduling
+from baechi_tf.placers import list_scheduling, list_state
 from baechi_tf.placers.favorite_child import favorite_children
 from tests import contracts
 
@@ -412,8 +453,8 @@ def count(graph, num_devices, favorites):
   cluster = contracts.make_cluster(num_devices, latency_us=3.0)
   if favorites:
     favorites = favorite_children(graph, cluster)
-  problem = bookings.new_problem(graph, cluster, favorites)
-  state = bookings.new_state(problem)
+  problem = list_state.new_problem(graph, cluster, favorites)
+  state = list_state.new_state(problem)
   profile = cProfile.Profile()
   profile.enable()
   assert list_scheduling._schedule(problem, state, np.zeros(2, np.int64))

@@ -18,6 +18,13 @@ def test_place_takes_the_fastest_device():
   assert single_device.place(graph, cluster).device.tolist() == [1, 1]
 
 
+def test_place_counts_the_dispatch_to_a_device_and_back():
+  graph = make_graph([Op("a", (3.0, 2.0))], device_types=("CPU", "GPU"))
+  for dispatch_us, expected in ((0.25, 1), (0.5, 0), (9.0, 0)):
+    cluster = make_cluster(2, types=("CPU", "GPU"), dispatch_us=dispatch_us)
+    assert single_device.place(graph, cluster).device.tolist() == [expected]
+
+
 def test_place_takes_the_fastest_device_that_is_large_enough():
   graph = make_graph(
     [Op("a", (3.0, 2.0), persistent=5), Op("b", (3.0, 2.0), temporary=5)],
