@@ -10,6 +10,7 @@ import numpy as np
 from baechi_tf.bounds import LowerBound
 from baechi_tf.cluster import Cluster
 from baechi_tf.op_graph import OpGraph
+from baechi_tf.placers.single_device import step_alone_us
 from baechi_tf.planner import Candidate
 from baechi_tf.simulator import simulate
 from baechi_tf.simulator import Simulation
@@ -57,6 +58,7 @@ def summarize(
   predicted = versus(simulation)
   peak_memory_bytes = predicted.pop("peak_memory_bytes")
   num_ops = np.bincount(simulation.device, minlength=cluster.num_devices)
+  unordered = simulate(graph, cluster, simulation.device, policy="fifo")
   return {
     "model": model,
     "num_ops": graph.num_ops,
@@ -64,17 +66,22 @@ def summarize(
     "placer": chosen.placer if chosen else None,
     "coplacement": chosen.coplacement if chosen else None,
     **predicted,
+    "unordered_makespan_us": unordered.makespan_us,
     "num_transfers": len(simulation.transfer_tensor),
     "lower_bound_us": bound.us,
     "lower_bound": bound.name,
     "lower_bound_witness": bound.witness,
     "one_device": one_device,
+    "num_processors": cluster.num_processors,
     "devices": [
       {
         "name": device.name,
         "type": device.type,
         "num_ops": int(num_ops[k]),
+        "processor": int(cluster.processor[k]),
+        "dispatch_us": float(cluster.dispatch_us[k]),
         "busy_time_us": float(simulation.busy_time_us[k]),
+        "transfer_work_us": float(simulation.transfer_work_us[k]),
         "peak_memory_bytes": peak_memory_bytes[k],
         "memory_bytes": device.memory_bytes,
       }
@@ -96,7 +103,7 @@ def summarize(
       }
       for x in coverage
     ],
-    "notes": [],
+    "notes": _processor_notes(cluster),
   }
 
 
@@ -105,7 +112,7 @@ def _one_device(graph: OpGraph, cluster: Cluster) -> Fields:
 
   That is the fastest with enough memory, or, if none has enough, the fastest.
   """
-  total_us = graph.times_on(cluster.types).sum(axis=0)
+  alone_us = step_alone_us(graph, cluster)
   peak_bytes = None
   best = None
   for k, device in enumerate(cluster.devices):
@@ -113,15 +120,33 @@ def _one_device(graph: OpGraph, cluster: Cluster) -> Fields:
       alone = simulate(graph, cluster, np.full(graph.num_ops, k))
       peak_bytes = int(alone.peak_memory_bytes[k])
     fits = peak_bytes <= device.memory_bytes
-    if best is None or (not fits, total_us[k]) < best[0]:
+    if best is None or (not fits, alone_us[k]) < best[0]:
       fields = {
         "name": device.name,
-        "makespan_us": float(total_us[k]),
+        "makespan_us": float(alone_us[k]),
         "peak_memory_bytes": peak_bytes,
         "fits": fits,
       }
-      best = ((not fits, total_us[k]), fields)
+      best = ((not fits, alone_us[k]), fields)
   return best[1]
+
+
+def _processor_notes(cluster: Cluster) -> list[str]:
+  """Returns what to know of devices that share a processor."""
+  are_alike = len(set(cluster.types)) == 1
+  if cluster.num_processors == 1 < cluster.num_devices and are_alike:
+    return [
+      f"{cluster.num_devices} devices share one processor: no plan is faster"
+      " than one device; a plan helps only if memory is short"
+    ]
+  sharers = [[] for _ in range(cluster.num_processors)]
+  for name, p in zip(cluster.device_names, cluster.processor, strict=True):
+    sharers[p].append(name)
+  return [
+    f"{', '.join(names)} share one processor, which runs one op at a time"
+    for names in sharers
+    if len(names) > 1
+  ]
 
 
 def _ratio(before: float, after: float) -> float:

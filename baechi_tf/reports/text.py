@@ -10,6 +10,10 @@ from baechi_tf.reports.quantities import size
 from baechi_tf.reports.quantities import table
 from baechi_tf.reports.summary import Fields
 
+_PROCESSOR_COLUMNS = {
+  "transfers": "transfer_work_us",
+  "dispatch": "dispatch_us",
+}
 _OPTIMAL_GAP = 0.005  # costs are not known more precisely than that
 
 
@@ -88,6 +92,11 @@ def _figures(summary: Fields) -> str:
   bound = f"{summary['lower_bound']}: {summary['lower_bound_witness']}"
   lines = [
     ("predicted step", duration(summary["makespan_us"]), ""),
+    (
+      "unordered",
+      duration(summary["unordered_makespan_us"]),
+      "if ops run as they become ready, which is what TensorFlow does",
+    ),
     ("on one device", duration(one["makespan_us"]), on_one),
     ("lower bound", duration(summary["lower_bound_us"]), bound),
     ("gap to lower bound", percent(summary["gap"]), _verdict(summary["gap"])),
@@ -108,9 +117,16 @@ def _verdict(gap: float) -> str:
 
 
 def _devices(summary: Fields) -> str:
-  step_us = summary["makespan_us"]
+  step_us, devices = summary["makespan_us"], summary["devices"]
+  # Shown where there is some.
+  work = {
+    title: key
+    for title, key in _PROCESSOR_COLUMNS.items()
+    if any(x[key] for x in devices)
+  }
   return table(
-    ["device", "type", "ops", "busy", "of step", "peak memory", "limit"],
+    ["device", "type", "ops", "busy", "of step"]
+    + [*work, "peak memory", "limit"],
     [
       [
         x["name"],
@@ -118,11 +134,12 @@ def _devices(summary: Fields) -> str:
         f"{x['num_ops']:,}",
         duration(x["busy_time_us"]),
         percent(x["busy_time_us"] / step_us if step_us else 0.0),
+        *(duration(x[key]) for key in work.values()),
         size(x["peak_memory_bytes"]),
         size(x["memory_bytes"]),
         *(["over"] if x["peak_memory_bytes"] > x["memory_bytes"] else []),
       ]
-      for x in summary["devices"]
+      for x in devices
     ],
   )
 

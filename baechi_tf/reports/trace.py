@@ -1,9 +1,10 @@
 """A predicted step as a trace that Chrome and Perfetto show.
 
 In the Trace Event Format (Google, "Trace Event Format", 2016): a process per
-device; a track for its ops, tracks for what it sends and receives, a counter
-of its memory; and an arrow for each transfer, from the op that makes the tensor
-over the transfer to the first op there that takes it.
+device; a track for its ops and for what transfers take of its processor, inside
+an op that they delay; tracks for what it sends and receives; a counter of its
+memory; and an arrow for each transfer, from the op that makes the tensor over
+the transfer to the first op there that takes it.
 """
 
 import heapq
@@ -16,6 +17,7 @@ import numpy as np
 from baechi_tf.cluster import Cluster
 from baechi_tf.op_graph import OpGraph
 from baechi_tf.simulator import Simulation
+from baechi_tf.transfer import receive_begin
 
 Event = dict[str, Any]
 _ENCODER = json.JSONEncoder(separators=(",", ":"))
@@ -57,6 +59,7 @@ def _events(graph, cluster, simulation) -> Iterator[Event]:
       for track in np.unique(tracks[ends == k]).tolist():
         yield _metadata("thread_name", k, {"name": name}, track)
   yield from _op_events(graph, simulation)
+  yield from _work_events(graph, cluster, simulation, source)
   yield from _transfer_events(
     graph, simulation, source, send_track, receive_track
   )
@@ -119,6 +122,32 @@ def _op_events(graph, simulation) -> Iterator[Event]:
     yield _slice(
       graph.names[op], device[op], _COMPUTE, start[op], finish[op], args
     )
+
+
+def _work_events(graph, cluster, simulation, source) -> Iterator[Event]:
+  """Yields what transfers take of processors, on the track of the ops.
+
+  A processor works for one transfer after another, its op paused meanwhile.
+  """
+  works = []
+  for t, tensor in enumerate(simulation.transfer_tensor.tolist()):
+    begin = float(simulation.transfer_start_us[t])
+    end = float(simulation.transfer_finish_us[t])
+    name = graph.names[graph.tensor_op[tensor]]
+    send = float(simulation.send_work_us[t])
+    works.append((begin, 0, t, send, source[t], f"send {name}"))
+    receive = float(simulation.receive_work_us[t])
+    at, target = (
+      receive_begin(begin, end, receive),
+      simulation.transfer_target[t],
+    )
+    works.append((at, 1, t, receive, target, f"receive {name}"))
+  free = [0.0] * cluster.num_processors
+  for at, _, t, work, k, name in sorted(works):
+    if work > 0:
+      p = cluster.processor[k]
+      begin, free[p] = max(at, free[p]), max(at, free[p]) + work
+      yield _slice(name, int(k), _COMPUTE, begin, free[p], {"transfer": t})
 
 
 def _transfer_events(

@@ -183,3 +183,25 @@ def test_overflow_on_a_device_that_only_receives_names_the_receiver():
   assert message.startswith(
     "d1 would need 40 bytes at op 'b' (40 received inputs) and has 30."
   )
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_plan_is_never_slower_than_one_device(seed):
+  rng = np.random.default_rng(seed)
+  graph = contracts.random_graph(rng, 14, group_share=0.3)
+  cluster = contracts.costly(rng, contracts.random_cluster(rng, 3))
+  planned = plan(graph, cluster)
+  alone_us = [
+    simulate(graph, cluster, np.full(14, k)).makespan_us for k in range(3)
+  ]
+  assert planned.bound.us - 1e-9 <= planned.simulation.makespan_us
+  assert planned.simulation.makespan_us <= min(alone_us)
+
+
+def test_plan_on_one_processor_is_one_device():
+  graph = contracts.two_chains(6, time_us=3.0, size=1)
+  shared = make_cluster(2, processors=["p", "p"])
+  planned = plan(graph, shared)
+  assert planned.simulation.makespan_us == 36 == planned.bound.us
+  assert set(planned.placement.device.tolist()) == {0}
+  assert plan(graph, make_cluster(2)).simulation.makespan_us == 18

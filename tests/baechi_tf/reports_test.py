@@ -20,16 +20,31 @@ from baechi_tf.reports.summary import summarize
 from baechi_tf.reports.text import report
 from baechi_tf.reports.trace import trace_lines
 from baechi_tf.simulator import simulate
+from tests import contracts
 
 BIG = 10**9
 
 
-def cluster_of(*memory_bytes: int, channel="full_duplex") -> Cluster:
+def cluster_of(
+  *memory_bytes: int,
+  channel="full_duplex",
+  processors=("", ""),
+  send_us=0.0,
+  receive_us=0.0,
+  dispatch_us=0.0,
+) -> Cluster:
   return Cluster(
     tuple(
-      Device(f"/device:CPU:{k}", "CPU", x) for k, x in enumerate(memory_bytes)
+      Device(f"/device:CPU:{k}", "CPU", x, processors[k])
+      for k, x in enumerate(memory_bytes)
     ),
-    Link(latency_us=1.0, bytes_per_us=10.0),
+    Link(
+      latency_us=1.0,
+      bytes_per_us=10.0,
+      send_us=send_us,
+      receive_us=receive_us,
+      dispatch_us=dispatch_us,
+    ),
     channel=channel,
   )
 
@@ -69,6 +84,76 @@ def test_summary_has_the_figures_worked_by_hand():
   # 500 persistent, 20 received, 20 of its own output.
   assert second["peak_memory_bytes"] == 540
   assert json.loads(json.dumps(summary)) == summary
+
+
+def test_summary_and_report_say_what_transfers_take_of_processors():
+  cluster = cluster_of(BIG, BIG, send_us=0.5, receive_us=1.5, dispatch_us=1.0)
+  # As above; sending delays c on device 0, receiving d: b's output is there at
+  # 18, received from 16.5 on.
+  summary = summary_of(fork_and_join(), cluster, [0, 1, 0, 0])
+  assert summary["makespan_us"] == 21
+  assert [x["transfer_work_us"] for x in summary["devices"]] == [2.0, 2.0]
+  assert [x["busy_time_us"] for x in summary["devices"]] == [15.0, 10.0]
+  assert [x["dispatch_us"] for x in summary["devices"]] == [0.0, 1.0]
+  assert summary["one_device"]["makespan_us"] == 25
+  lines = report(summary).splitlines()
+  (header,) = (x for x in lines if x.startswith("device "))
+  assert "  transfers  dispatch  peak memory" in header
+  row = next(x for x in lines if x.startswith("/device:CPU:1"))
+  assert row.split()[5:11] == ["%", "2.00", "us", "1.00", "us", "540"]
+  free = report(summary_of(fork_and_join(), cluster_of(BIG), [0] * 4))
+  assert "transfers  " not in free
+  assert "dispatch" not in free
+
+
+def test_report_says_what_sharing_a_processor_means():
+  cluster = cluster_of(BIG, BIG, processors=("p", "p"))
+  summary = summary_of(fork_and_join(), cluster, [0, 1, 0, 0])
+  assert summary["num_processors"] == 1
+  assert summary["speedup"] <= 1
+  assert (
+    "note: 2 devices share one processor: no plan is faster than one device; a"
+    " plan helps only if memory is short\n"
+  ) in report(summary)
+  cluster = cluster_of(BIG, BIG, BIG, processors=("p", "", "p"))
+  assert (
+    "note: /device:CPU:0, /device:CPU:2 share one processor, which runs one op"
+    " at a time\n"
+  ) in report(summary_of(fork_and_join(), cluster, [0, 1, 0, 0]))
+  apart = report(summary_of(fork_and_join(), cluster_of(BIG, BIG), [0] * 4))
+  assert "share" not in apart
+
+
+def test_report_predicts_the_step_in_the_order_of_readiness_too():
+  # b is ready at 3, c at 2; topologically b comes first.
+  graph = OpGraph.build(
+    ["a1", "a2", "b", "c", "d"],
+    np.array([2.0, 3.0, 1.0, 1.0, 9.0]),
+    output_op=[0, 1, 2],
+    output_bytes=[0, 0, 0],
+    edge_source=[0, 1, 2],
+    edge_output=[0, 0, 0],
+    edge_target=[3, 2, 4],
+  )
+  cluster = cluster_of(BIG, BIG, BIG)
+  # Device 0: a1 0..2, a2 2..5, then b and c; b's successor d is the last.
+  summary = summary_of(graph, cluster, [0, 0, 0, 0, 1])
+  assert summary["makespan_us"] == 5 + 1 + 1 + 9
+  assert summary["unordered_makespan_us"] == 5 + 2 + 1 + 9
+  assert "unordered" in report(summary)
+
+
+def test_one_device_pays_for_its_dispatch():
+  graph = OpGraph.build(["a"], np.array([[5.0, 4.0]]), device_types=["C", "G"])
+  devices = (Device("c", "C", BIG), Device("g", "G", BIG))
+
+  def one_device(dispatch_us):
+    cluster = Cluster(devices, Link(1.0, 1.0, dispatch_us=dispatch_us))
+    fields = summary_of(graph, cluster, [0])["one_device"]
+    return fields["name"], fields["makespan_us"]
+
+  assert one_device(0.25) == ("g", 4.5)
+  assert one_device(1.0) == ("c", 5)
 
 
 def test_one_device_is_the_fastest_with_enough_memory():
@@ -169,7 +254,11 @@ def traced(graph, device, channel="full_duplex"):
 
 
 def events(graph, device, channel="full_duplex") -> list[dict]:
-  text = "".join(trace_lines(*traced(graph, device, channel)))
+  return events_of(*traced(graph, device, channel))
+
+
+def events_of(graph, cluster, simulation) -> list[dict]:
+  text = "".join(trace_lines(graph, cluster, simulation))
   return json.loads(text)["traceEvents"]
 
 
@@ -214,6 +303,34 @@ def test_trace_shows_transfers_on_both_ends_with_an_arrow():
   ]
 
 
+def test_trace_shows_what_transfers_take_inside_the_ops_that_they_delay():
+  graph, cluster = (
+    fork_and_join(),
+    cluster_of(BIG, BIG, send_us=4.0, receive_us=2.0),
+  )
+  simulation = simulate(graph, cluster, np.array([0, 1, 1, 0]))
+  rows = {0: [], 1: []}
+  for x in events_of(graph, cluster, simulation):
+    if x["ph"] == "X" and x["tid"] == 0:
+      rows[x["pid"]].append((x["name"], x["ts"], x["ts"] + x["dur"]))
+  # a is sent 2..5; received 3..5. b 5..15; sent 15..18, taking 4 us of device 1
+  # before c 19..29, sent 29..32. d waits for the receiving of c's output.
+  assert rows[0] == [
+    ("a", 0, 2),
+    ("d", 32, 35),
+    ("send a", 2, 6),
+    ("receive b", 16, 18),
+    ("receive c", 30, 32),
+  ]
+  assert rows[1] == [
+    ("b", 5, 15),
+    ("c", 19, 29),
+    ("receive a", 3, 5),
+    ("send b", 15, 19),
+    ("send c", 29, 33),
+  ]
+
+
 def test_trace_has_a_memory_counter_that_ends_at_what_persists():
   memory = [
     x
@@ -249,6 +366,31 @@ def test_trace_slices_never_overlap_on_a_track(channel, seed):
     track.sort()
     for (_, end), (begin, _) in zip(track, track[1:], strict=False):
       assert begin >= end - 0.002  # times are rounded to a nanosecond
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_trace_work_is_inside_an_op_or_outside_all(seed):
+  rng = np.random.default_rng(seed)
+  graph = contracts.random_graph(rng, 20, density=0.3)
+  cluster = contracts.random_cluster(rng, 3, channel="parallel")
+  cluster = contracts.costly(rng, cluster)
+  device = rng.integers(0, 3, graph.num_ops)
+  simulation = simulate(graph, cluster, device, policy="fifo")
+  tracks = {}
+  for event in events_of(graph, cluster, simulation):
+    if event["ph"] == "X" and event["tid"] == 0 and event["dur"] > 0:
+      ends = (event["ts"], event["ts"] + event["dur"])
+      is_work = event["name"].startswith(("send ", "receive "))
+      tracks.setdefault(event["pid"], ([], []))[is_work].append(ends)
+  for ops, works in tracks.values():
+    works.sort()
+    for (_, end), (begin, _) in zip(works, works[1:], strict=False):
+      assert begin >= end
+    for begin, end in works:
+      for start, finish in ops:
+        assert (
+          end <= start or begin >= finish or (start <= begin and end <= finish)
+        )
 
 
 def test_report_directory_is_the_same_every_time(tmp_path):
