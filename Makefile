@@ -35,13 +35,13 @@ test-next:
 	  -m "not slow"
 	$(NEXT)/bin/python -m pip list | grep --ignore-case 'keras\|tensorflow'
 
-# Inception-V3's training step, placed on two CPU devices of this machine, runs
-# three steps beside the step that was not placed. Then twenty workers train a
-# small model, twelve of them Byzantine.
+# Inception-V3's training step, placed on two CPU devices of this machine of which
+# neither may hold it, runs three steps beside the step that was not placed. Then
+# twenty workers train a small model, twelve of them Byzantine.
 demo: install $(DEMO)/inception/saved_model.pb
 	$(BIN)/baechi place $(DEMO)/inception $(DEMO)/placed --signature train \
-	  --cluster configs/clusters/2_cpus.toml --report $(DEMO)/report \
-	  --overwrite
+	  --cluster configs/clusters/2_cpus.toml --memory-fraction 0.065 \
+	  --report $(DEMO)/report --overwrite
 	$(BIN)/python -m tools.check_placed $(DEMO)/inception $(DEMO)/placed \
 	  --placement $(DEMO)/report/placement.json $(QUIETLY)
 	$(BIN)/robust-train --flagfile=configs/train/digits_zeno_majority.flags

@@ -84,13 +84,14 @@ def prepare(name: str, directory: str) -> Subject:
 def write_cluster(path: str, num_devices: int, memory_bytes: int) -> str:
   """Writes a cluster of CPUs whose links cost nothing; returns the path.
 
-  Logical devices share one memory. With free links, a plan uses them all.
+  Logical devices share one memory and one processor. With free links, and as if
+  each had a processor of its own, a plan uses them all.
   """
   name = "/job:localhost/replica:0/task:0/device:CPU"
   lines = ['channel = "parallel"']
   for k in range(num_devices):
     lines += ["[[device]]", f'name = "{name}:{k}"', 'type = "CPU"']
-    lines += [f"memory = {memory_bytes}"]
+    lines += [f"memory = {memory_bytes}", f'processor = "{k}"']
   lines += ["[link]", "latency_us = 0", "bytes_per_us = 1e9", ""]
   with open(path, "w", encoding="utf-8") as file:
     file.write("\n".join(lines))

@@ -95,7 +95,7 @@ def _figures(summary: Fields) -> str:
     (
       "unordered",
       duration(summary["unordered_makespan_us"]),
-      "if ops run as they become ready, which is what TensorFlow does",
+      "if TensorFlow chooses which of its ready ops a device runs",
     ),
     ("on one device", duration(one["makespan_us"]), on_one),
     ("lower bound", duration(summary["lower_bound_us"]), bound),

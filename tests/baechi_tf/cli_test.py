@@ -24,6 +24,7 @@ name = "/device:CPU:0"
 memory = 1000
 [[device]]
 name = "/device:CPU:1"
+processor = "another"
 memory = 1000
 [link]
 latency_us = 1

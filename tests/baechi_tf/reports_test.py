@@ -100,7 +100,7 @@ def test_summary_and_report_say_what_transfers_take_of_processors():
   (header,) = (x for x in lines if x.startswith("device "))
   assert "  transfers  dispatch  peak memory" in header
   row = next(x for x in lines if x.startswith("/device:CPU:1"))
-  assert row.split()[5:11] == ["%", "2.00", "us", "1.00", "us", "540"]
+  assert row.split()[6:12] == ["%", "2.00", "us", "1.00", "us", "540"]
   free = report(summary_of(fork_and_join(), cluster_of(BIG), [0] * 4))
   assert "transfers  " not in free
   assert "dispatch" not in free
@@ -124,8 +124,7 @@ def test_report_says_what_sharing_a_processor_means():
   assert "share" not in apart
 
 
-def test_report_predicts_the_step_in_the_order_of_readiness_too():
-  # b is ready at 3, c at 2; topologically b comes first.
+def test_report_predicts_the_step_in_tensorflows_order_too():
   graph = OpGraph.build(
     ["a1", "a2", "b", "c", "d"],
     np.array([2.0, 3.0, 1.0, 1.0, 9.0]),
@@ -135,8 +134,9 @@ def test_report_predicts_the_step_in_the_order_of_readiness_too():
     edge_output=[0, 0, 0],
     edge_target=[3, 2, 4],
   )
-  cluster = cluster_of(BIG, BIG, BIG)
-  # Device 0: a1 0..2, a2 2..5, then b and c; b's successor d is the last.
+  cluster = cluster_of(BIG, BIG)
+  # Device 0: a1 0..2, a2 2..5, b 5..6, and d starts at 7. TensorFlow runs what
+  # a1 has made ready, c, before a2: b 6..7, and d starts at 8.
   summary = summary_of(graph, cluster, [0, 0, 0, 0, 1])
   assert summary["makespan_us"] == 5 + 1 + 1 + 9
   assert summary["unordered_makespan_us"] == 5 + 2 + 1 + 9
@@ -375,7 +375,7 @@ def test_trace_work_is_inside_an_op_or_outside_all(seed):
   cluster = contracts.random_cluster(rng, 3, channel="parallel")
   cluster = contracts.costly(rng, cluster)
   device = rng.integers(0, 3, graph.num_ops)
-  simulation = simulate(graph, cluster, device, policy="fifo")
+  simulation = simulate(graph, cluster, device, policy="executor")
   tracks = {}
   for event in events_of(graph, cluster, simulation):
     if event["ph"] == "X" and event["tid"] == 0 and event["dur"] > 0:
