@@ -1,0 +1,1 @@
+"""Runs models over several processes, and measures their steps."""
