@@ -6,11 +6,13 @@ function's name, each further one gets a copy under a new name, and the calls
 are pointed at the copies. Calls that XLA compiles are tied to the variables
 that they take. Ops of the top graph that are not planned, such as those that
 initialise and restore variables, lose devices that the plan does not use:
-TensorFlow puts them with their variable. Nothing else changes.
+TensorFlow puts them with their variable. Control edges, see `order_edges`, are
+written on request. Nothing else changes.
 """
 
 import dataclasses
 from collections.abc import Mapping
+from types import MappingProxyType
 
 import tensorflow as tf
 
@@ -29,10 +31,17 @@ _RESOURCE = tf.resource.as_datatype_enum
 
 @dataclasses.dataclass(frozen=True)
 class _Edit:
-  """What changes in a node: its device, unless None, and what it calls."""
+  """What changes in a node.
+
+  Attributes:
+    device: its device; None to leave it.
+    calls: (old function, new function) for what it calls.
+    after: the node of its body that it waits for; "" for none.
+  """
 
   device: str | None = None
-  calls: tuple[tuple[str, str], ...] = ()  # (old function, new function)
+  calls: tuple[tuple[str, str], ...] = ()
+  after: str = ""
 
 
 @dataclasses.dataclass
@@ -47,6 +56,7 @@ def rewrite_devices(
   graph_def: GraphDef,
   paths: Mapping[str, tuple[str, ...]],
   device_of: Mapping[str, str],
+  after: Mapping[str, str] = MappingProxyType({}),
 ) -> tuple[GraphDef, tuple[str, ...]]:
   """Returns the graph with devices replaced, and the functions added to it.
 
@@ -56,16 +66,18 @@ def rewrite_devices(
     graph_def: the graph with its library; it is not changed.
     paths: of each op the call nodes from the top graph down, then the node.
     device_of: the device of each planned op.
+    after: planned op -> planned op of the same body; a control edge makes the
+      first wait for the second.
 
   Raises:
     ValueError: an op has no path, or its path leads nowhere in this graph.
   """
-  tree = _plan_tree(paths, device_of)
+  tree = _plan_tree(paths, device_of, after)
   return _Rewriter(graph_def).rewrite(tree, set(device_of.values()))
 
 
-def _plan_tree(paths, device_of) -> dict:
-  """Returns devices by node name, in a dict of its own for each call."""
+def _plan_tree(paths, device_of, after) -> dict:
+  """Returns edits by node name, in a dict of its own for each call."""
   tree = {}
   for name, device in device_of.items():
     if name not in paths:
@@ -76,7 +88,8 @@ def _plan_tree(paths, device_of) -> dict:
     branch = tree
     for call in path[:-1]:
       branch = branch.setdefault(call, {})
-    branch[path[-1]] = device
+    waits_for = paths[after[name]][-1] if name in after else ""
+    branch[path[-1]] = _Edit(device, after=waits_for)
   return tree
 
 
@@ -135,7 +148,8 @@ class _Rewriter:
         version = self._called_version(callee, planned)
         edits[name] = _Edit(calls=((callee, version),))
       else:
-        edits[name] = _Edit(planned, self._whole_versions(node, planned))
+        calls = self._whole_versions(node, planned.device)
+        edits[name] = dataclasses.replace(planned, calls=calls)
     return edits
 
   def _releases(self, top, tree: dict, devices: set[str]) -> dict[str, _Edit]:
@@ -228,6 +242,8 @@ def _is_state(node: NodeDef, library: Mapping) -> bool:
 def _apply(node: NodeDef, edit: _Edit) -> None:
   if edit.device is not None:
     node.device = edit.device
+  if edit.after:
+    node.input.append(f"^{edit.after}")
   renamed = {old: new for old, new in edit.calls if old != new}
   if not renamed:
     return

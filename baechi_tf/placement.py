@@ -1,9 +1,13 @@
-"""Placement: which device each op is on, saved as JSON, and its one checker."""
+"""Placement: the device of each op and their order, saved as JSON; its checker.
+
+The order is one list of all ops. Each device runs its own ops in that order.
+"""
 
 import dataclasses
 import json
 import os
 from collections.abc import Mapping
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -18,12 +22,14 @@ class InfeasiblePlacementError(Exception):
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Placement:
-  """A device for every op of a graph.
+  """A device for every op of a graph, and the order in which they start.
 
   Attributes:
     op_names: `[n]`, as in the graph.
     device_names: the devices, as in the cluster.
     device: int64 `[n]`, indices into `device_names`.
+    order: int64 `[n]`, all ops, each after those that it depends on; a device
+      runs its ops in this order. None if each runs whatever is ready.
     makespan_us: predicted step time, once it is known.
     lower_bound_us: no placement has a smaller makespan, once it is known.
   """
@@ -31,6 +37,7 @@ class Placement:
   op_names: tuple[str, ...]
   device_names: tuple[str, ...]
   device: np.ndarray
+  order: np.ndarray | None = None
   makespan_us: float | None = None
   lower_bound_us: float | None = None
 
@@ -47,20 +54,37 @@ class Placement:
     fields = {
       "devices": list(self.device_names),
       "placement": self.as_dict(),
+      **self._order_field(),
       "makespan_us": self.makespan_us,
       "lower_bound_us": self.lower_bound_us,
     }
     return json.dumps(fields, indent=1) + "\n"
 
+  def _order_field(self) -> dict[str, list[str]]:
+    if self.order is None:
+      return {}
+    return {"order": [self.op_names[op] for op in self.order.tolist()]}
+
 
 def placement_for(
-  graph: OpGraph, cluster: Cluster, device_of: Mapping[str, str]
+  graph: OpGraph,
+  cluster: Cluster,
+  device_of: Mapping[str, str],
+  order: Sequence[str] | None = None,
 ) -> Placement:
   """Returns op name -> device name as a placement of `graph` on `cluster`.
 
+  Args:
+    graph: the ops.
+    cluster: the devices.
+    device_of: the device of each op.
+    order: the names of all ops in the order in which they start, if one is
+      given.
+
   Raises:
     ValueError: an op has no device or is not in the graph, a device is not in
-      the cluster, or a group is split.
+      the cluster, a group is split, or the order lacks an op, repeats one, or
+      has one before an op that it depends on.
   """
   missing = [name for name in graph.names if name not in device_of]
   if missing:
@@ -79,9 +103,18 @@ def placement_for(
         f" cluster; its devices are {', '.join(index)}"
       )
   device = np.array([index[device_of[x]] for x in graph.names], np.int64)
-  placement = Placement(graph.names, cluster.device_names, device)
+  ops = None if order is None else _ops_in_order(graph, order)
+  placement = Placement(graph.names, cluster.device_names, device, order=ops)
   check_placement(graph, cluster, placement)
   return placement
+
+
+def _ops_in_order(graph: OpGraph, order: Sequence[str]) -> np.ndarray:
+  """Returns the ops that an order names."""
+  unknown = next((name for name in order if name not in graph.index), None)
+  if unknown is not None:
+    raise ValueError(f"the order has an unknown op {unknown!r}")
+  return np.array([graph.index[name] for name in order], np.int64)
 
 
 def read_placement(
@@ -102,8 +135,13 @@ def read_placement(
     raise ValueError(
       f'{path}: not a placement file: needs {{"placement": {{op: device}}}}'
     )
+  order = fields.get("order")
+  if order is not None and not (
+    isinstance(order, list) and all(isinstance(name, str) for name in order)
+  ):
+    raise ValueError(f'{path}: "order" must be a list of the names of all ops')
   try:
-    return placement_for(graph, cluster, device_of)
+    return placement_for(graph, cluster, device_of, order)
   except ValueError as error:
     raise ValueError(f"{path}: {error}") from None
 
@@ -116,8 +154,8 @@ def check_placement(
   Memory over time needs a schedule: the planner checks the simulated peak.
 
   Raises:
-    ValueError: an op is not placed exactly once on a device of the cluster, or
-      a group is on two devices.
+    ValueError: an op is not placed exactly once on a device of the cluster, a
+      group is on two devices, or the order is none of this graph's.
   """
   if placement.op_names != graph.names:
     raise ValueError("the placement is not of this graph's ops")
@@ -141,4 +179,38 @@ def check_placement(
       f"ops {graph.names[op]!r} and {graph.names[other]!r} must share a device"
       f" but are on {cluster.device_names[device[op]]} and"
       f" {cluster.device_names[device[other]]}"
+    )
+  if placement.order is not None:
+    check_order(graph, placement.order)
+
+
+def check_order(graph: OpGraph, order: np.ndarray) -> None:
+  """Checks that devices can run their ops in an order.
+
+  Args:
+    graph: the ops.
+    order: int64 `[n]`, the ops in the order in which they start.
+
+  Raises:
+    ValueError: an op is missing or repeated, or comes before one that it
+      depends on: such an order has a cycle.
+  """
+  count = np.bincount(order, minlength=graph.num_ops)
+  for bad, problem in (
+    (np.flatnonzero(count == 0), "lacks"),
+    (np.flatnonzero(count > 1), "repeats"),
+  ):
+    if len(bad):
+      raise ValueError(
+        f"the order {problem} {len(bad)} of {graph.num_ops} ops, first"
+        f" {graph.names[bad[0]]!r}; it must have each op once"
+      )
+  position = np.empty(graph.num_ops, np.int64)
+  position[order] = np.arange(graph.num_ops)
+  source, target = graph.edge_source, graph.edge_op
+  early = np.flatnonzero(position[source] >= position[target])
+  if len(early):
+    raise ValueError(
+      f"the order has a cycle: {graph.names[target[early[0]]]!r} comes before"
+      f" {graph.names[source[early[0]]]!r}, which it depends on"
     )

@@ -17,6 +17,7 @@ from baechi_tf.device_rewrite import rewrite_devices
 from baechi_tf.graph_import import op_graph_from_item
 from baechi_tf.graph_item import GraphItem
 from baechi_tf.graph_item import read_item
+from baechi_tf.order_edges import order_edges
 from baechi_tf.planner import BEST
 from baechi_tf.planner import check_placer
 from baechi_tf.planner import Plan
@@ -38,6 +39,7 @@ class PlacementPass:
       the cluster's description of the device type.
     batch_size: for estimates, what an input's first dimension is if the item
       does not say.
+    order: whether control edges keep the planned order of ops that take long.
   """
 
   placer: str = BEST
@@ -45,6 +47,7 @@ class PlacementPass:
   fusion: bool = True
   profile: Profile | None = None
   batch_size: int | None = None
+  order: bool = True
 
   def optimize(self, cluster: Cluster, item: GraphItem) -> GraphDef:
     """Returns the item's flat graph with every planned op's device set.
@@ -58,9 +61,13 @@ class PlacementPass:
         TensorFlow's, or an op has no cost.
       InfeasiblePlacementError: no plan was found that fits the memory.
     """
-    device_of = self.plan(cluster, item).placement.as_dict()
+    planned = self.plan(cluster, item)
+    device_of = planned.placement.as_dict()
     paths = {name: (name,) for name in item.op_names}
-    placed, _ = rewrite_devices(item.graph_def, paths, device_of)
+    edges = order_edges(
+      item.graph_def, paths, device_of, self.ordered_ops(planned)
+    )
+    placed, _ = rewrite_devices(item.graph_def, paths, device_of, edges.after)
     return placed
 
   def plan(self, cluster: Cluster, item: GraphItem) -> Plan:
@@ -83,6 +90,10 @@ class PlacementPass:
       coplacement=self.coplacement,
       fusion=self.fusion,
     )
+
+  def ordered_ops(self, planned: Plan) -> tuple[str, ...]:
+    """Returns the ops that control edges are to keep in the planned order."""
+    return planned.ops_worth_ordering if self.order else ()
 
   def _check(self, cluster: Cluster) -> None:
     check_placer(self.placer)
@@ -134,7 +145,14 @@ def place(
     InfeasiblePlacementError: no plan was found that fits the memory.
   """
   item = read_item(model, signature=signature)
-  planned = (placement_pass or PlacementPass()).plan(cluster, item)
-  device_of = planned.placement.as_dict()
-  write_saved_model(model, output, item, device_of, overwrite=overwrite)
+  placement_pass = placement_pass or PlacementPass()
+  planned = placement_pass.plan(cluster, item)
+  write_saved_model(
+    model,
+    output,
+    item,
+    planned.placement.as_dict(),
+    order=placement_pass.ordered_ops(planned),
+    overwrite=overwrite,
+  )
   return planned

@@ -23,6 +23,7 @@ from baechi_tf.coarsening.fusion import fuse
 from baechi_tf.coarsening.fusion import Fused
 from baechi_tf.compiled import FIRST_RUN
 from baechi_tf.op_graph import OpGraph
+from baechi_tf.order import ops_worth_ordering
 from baechi_tf.placement import check_placement
 from baechi_tf.placement import InfeasiblePlacementError
 from baechi_tf.placement import Placement
@@ -71,10 +72,11 @@ class Plan:
   """A placement, its predicted step, and how far from optimal it can be.
 
   Attributes:
-    placement: with `makespan_us` and `lower_bound_us` set.
+    placement: with all fields set.
     chosen: the candidate that it comes from.
     bound: no placement is faster than this.
     candidates: everything that was tried, in a fixed order.
+    ops_worth_ordering: names of the ops whose order counts, as they start.
     num_coarse_ops: what the placers had to place, by `coplacement`.
     notes: what a reader of the plan should know of how it was made.
     timings_s: seconds spent per stage.
@@ -84,6 +86,7 @@ class Plan:
   chosen: Candidate
   bound: LowerBound
   candidates: tuple[Candidate, ...]
+  ops_worth_ordering: tuple[str, ...]
   num_coarse_ops: dict[str, int]
   notes: tuple[str, ...]
   timings_s: dict[str, float]
@@ -164,6 +167,7 @@ def plan(
     graph.names,
     cluster.device_names,
     chosen.simulation.device,
+    order=chosen.simulation.order,
     makespan_us=chosen.makespan_us,
     lower_bound_us=bound.us,
   )
@@ -173,6 +177,7 @@ def plan(
     chosen=chosen,
     bound=bound,
     candidates=tuple(candidates),
+    ops_worth_ordering=ops_worth_ordering(graph, cluster, chosen.simulation),
     num_coarse_ops=num_coarse_ops,
     notes=tuple(notes),
     timings_s=clock.seconds,

@@ -10,6 +10,7 @@ import os
 import uuid
 from collections.abc import Iterable
 from collections.abc import Mapping
+from collections.abc import Sequence
 
 import tensorflow as tf
 
@@ -24,8 +25,11 @@ from baechi_tf.graph_files import read_saved_model
 from baechi_tf.graph_item import GraphItem
 from baechi_tf.model_files import copy_model_files
 from baechi_tf.object_graph import captured_objects
+from baechi_tf.order_edges import order_edges
+from baechi_tf.order_edges import OrderEdges
 from baechi_tf.output_path import OutputPath
 from baechi_tf.output_path import saved_model_output
+from baechi_tf.signatures import signature_names
 from baechi_tf.v1_loader import is_v1
 from baechi_tf.v1_loader import load_v1
 
@@ -50,12 +54,14 @@ class RewriteReport:
     num_variables: variables (and tables) that the object graph now places.
     specialised: functions added because calls of one body have different
       plans.
+    order: the control edges that keep the planned order.
   """
 
   path: str
   num_ops: int
   num_variables: int
   specialised: tuple[str, ...]
+  order: OrderEdges
 
 
 def load(path: str | os.PathLike, tags: Iterable[str] | None = None):
@@ -88,6 +94,7 @@ def write_saved_model(
   item: GraphItem,
   device_of: Mapping[str, str],
   *,
+  order: Sequence[str] = (),
   overwrite: bool = False,
   tags: Iterable[str] | None = None,
   follow_links: bool = False,
@@ -102,6 +109,7 @@ def write_saved_model(
     target_dir: where the placed model goes.
     item: which ops are where in the model.
     device_of: the device of each planned op.
+    order: planned ops that control edges keep in this order on their devices.
     overwrite: whether a SavedModel at `target_dir` may be replaced.
     tags: as they were given to `read_item`.
     follow_links: whether to copy what links out of `source_dir` lead to.
@@ -120,6 +128,7 @@ def write_saved_model(
       output,
       item,
       device_of,
+      order=order,
       tags=tags,
       follow_links=follow_links,
     )
@@ -132,6 +141,7 @@ def stage_saved_model(
   item: GraphItem,
   device_of: Mapping[str, str],
   *,
+  order: Sequence[str] = (),
   tags: Iterable[str] | None = None,
   follow_links: bool = False,
 ) -> RewriteReport:
@@ -143,6 +153,7 @@ def stage_saved_model(
     output: where the placed model goes; already checked.
     item: the paths of the ops in the model.
     device_of: the device of each planned op.
+    order: planned ops that control edges keep in this order on their devices.
     tags: the tags that were given to `read_item`.
     follow_links: whether to copy the targets of links out of `source_dir`.
 
@@ -155,8 +166,15 @@ def stage_saved_model(
   saved_model = read_saved_model(source)
   meta_graph = choose_meta_graph(saved_model, tags)
   num_variables = _place_variables(meta_graph, item, device_of)
+  edges = order_edges(
+    meta_graph.graph_def,
+    item.paths,
+    device_of,
+    order,
+    in_main_graph=len(signature_names(meta_graph)) <= 1,
+  )
   graph_def, specialised = rewrite_devices(
-    meta_graph.graph_def, item.paths, device_of
+    meta_graph.graph_def, item.paths, device_of, edges.after
   )
   meta_graph.graph_def.CopyFrom(graph_def)
   with outputs.directory(output.path, output.check_replaced) as temporary:
@@ -171,6 +189,7 @@ def stage_saved_model(
     num_ops=sum(1 for name in device_of if item.paths[name]),
     num_variables=num_variables,
     specialised=specialised,
+    order=edges,
   )
 
 

@@ -74,6 +74,13 @@ def add_parser(subparsers) -> None:
     help="what OUT is: the model with its devices, or the plan alone, as JSON;"
     " default: the model, for a cost graph the plan",
   )
+  parser.add_argument(
+    "--order",
+    action=argparse.BooleanOptionalAction,
+    default=True,
+    help="keep the ops that take long in the planned order, with control edges"
+    " in the written model; --no-order lets TensorFlow run what is ready",
+  )
   add_report(parser)
   parser.add_argument(
     "--overwrite",
@@ -175,9 +182,8 @@ def run(args: argparse.Namespace) -> None:
         plan_text = planned.placement.to_json()
         outputs.write_text(output.path, [plan_text], output.check_replaced)
       else:
-        device_of = planned.placement.as_dict()
         summary["notes"] += _stage_model(
-          args, outputs, output, model.item, device_of
+          args, outputs, output, model.item, planned
         )
       if report_to:
         stage_report(
@@ -215,15 +221,18 @@ def _inputs(args: argparse.Namespace) -> tuple[str, ...]:
 
 
 def _stage_model(
-  args, outputs: atomic.Outputs, output: OutputPath, item, device_of
+  args, outputs: atomic.Outputs, output: OutputPath, item, planned: Plan
 ) -> list[str]:
   """Adds the model with its devices to the outputs; returns notes on how."""
   # These import TensorFlow.
   from baechi_tf.device_rewrite import rewrite_devices
   from baechi_tf.graph_files import graph_file_bytes
   from baechi_tf.graph_files import read_graph_file
+  from baechi_tf.order_edges import order_edges
   from baechi_tf.saved_model import stage_saved_model
 
+  device_of = planned.placement.as_dict()
+  order = planned.ops_worth_ordering if args.order else ()
   if os.path.isdir(args.model):
     written = stage_saved_model(
       outputs,
@@ -231,21 +240,42 @@ def _stage_model(
       output,
       item,
       device_of,
+      order=order,
       tags=args.tags,
       follow_links=args.follow_links,
     )
-    specialised = written.specialised
+    specialised, edges = written.specialised, written.order
   else:
     graph_def = read_graph_file(args.model).graph_def
-    graph_def, specialised = rewrite_devices(graph_def, item.paths, device_of)
+    edges = order_edges(graph_def, item.paths, device_of, order)
+    graph_def, specialised = rewrite_devices(
+      graph_def, item.paths, device_of, edges.after
+    )
     data = graph_file_bytes(graph_def, output.path)
     outputs.write_bytes(output.path, [data], output.check_replaced)
-  if not specialised:
-    return []
-  return [
-    f"{len(specialised)} functions are new, because calls of one body have"
-    f" different devices: {', '.join(specialised)}"
-  ]
+  notes = []
+  if args.order:
+    notes.append(_order_note(len(order), edges))
+  if specialised:
+    notes.append(
+      f"{len(specialised)} functions are new, because calls of one body have"
+      f" different devices or orders: {', '.join(specialised)}"
+    )
+  return notes
+
+
+def _order_note(num_ordered: int, edges) -> str:
+  """Returns a sentence on the control edges that were written."""
+  skipped = ""
+  if edges.num_skipped:
+    skipped = (
+      f"; {edges.num_skipped:,} neighbours have none, because they are in"
+      " different functions or among switches"
+    )
+  return (
+    f"{len(edges.after):,} control edges keep the {num_ordered:,} ops that take"
+    f" long in the planned order{skipped} (--no-order leaves them out)"
+  )
 
 
 def _memory_notes(args: argparse.Namespace) -> list[str]:

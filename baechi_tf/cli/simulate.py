@@ -12,7 +12,10 @@ from baechi_tf.cli.help import add_report
 from baechi_tf.cli.help import add_subparser
 from baechi_tf.cli.help import path
 from baechi_tf.cli.progress import Progress
+from baechi_tf.cluster import Cluster
+from baechi_tf.op_graph import OpGraph
 from baechi_tf.placement import InfeasiblePlacementError
+from baechi_tf.placement import Placement
 from baechi_tf.placement import read_placement
 from baechi_tf.reports.directory import report_output
 from baechi_tf.reports.directory import stage_report
@@ -20,10 +23,12 @@ from baechi_tf.reports.summary import summarize
 from baechi_tf.reports.text import report
 from baechi_tf.simulator import overflow
 from baechi_tf.simulator import simulate
+from baechi_tf.simulator import Simulation
 
 _DESCRIPTION = """\
 Predicts the step of a model with a given plan: a JSON file with
 {"placement": {op: device}}, as `place --emit plan` writes it or made by hand.
+If the file has an "order", a list of all ops, each device runs its ops in it.
 If a device's memory does not suffice, says so, after the prediction and the
 report, and ends with exit code 3.
 """
@@ -72,7 +77,7 @@ def run(args: argparse.Namespace) -> None:
     model = model_input.read_model(args, cluster, progress)
     placement = read_placement(args.placement, model.graph, cluster)
     progress("simulating")
-    simulation = simulate(model.graph, cluster, placement.device)
+    simulation = _follow(model.graph, cluster, placement)
     progress("bounding")
     summary = summarize(
       model.graph,
@@ -99,3 +104,14 @@ def run(args: argparse.Namespace) -> None:
   problem = overflow(model.graph, cluster, simulation)
   if problem:
     raise InfeasiblePlacementError(problem)
+
+
+def _follow(
+  graph: OpGraph, cluster: Cluster, placement: Placement
+) -> Simulation:
+  """Returns the step of a placement, in its order if it has one."""
+  if placement.order is None:
+    return simulate(graph, cluster, placement.device)
+  return simulate(
+    graph, cluster, placement.device, policy="strict", order=placement.order
+  )
