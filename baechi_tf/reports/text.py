@@ -37,7 +37,7 @@ def candidates(summary: Fields, seconds: dict[str, float] | None = None) -> str:
   summary = printable(summary)
   devices = summary["devices"]
   header = ["placer", "co-placed", "makespan", "speed-up", "gap", "moved"]
-  header += [f"peak {_short(x['name'])}" for x in devices]
+  header += [f"peak {x}" for x in _short([x["name"] for x in devices])]
   header += ["seconds"] if seconds else []
   chosen = (summary["placer"], summary["coplacement"])
   rows = []
@@ -153,6 +153,12 @@ def _footnotes(summary: Fields) -> str:
   return "".join(lines + [f"note: {x}\n" for x in summary["notes"]])
 
 
-def _short(device: str) -> str:
-  """The last part of a device's name, such as "GPU:0"."""
-  return device.rsplit("/device:", 1)[-1]
+def _short(names: Sequence[str]) -> Sequence[str]:
+  """Returns the last parts of devices' names, such as "GPU:0".
+
+  Or "1/GPU:0", with the task, if that alone is not theirs alone.
+  """
+  short = [x.rsplit("/device:", 1)[-1] for x in names]
+  if len(set(short)) < len(short):
+    short = [x.rsplit("/task:", 1)[-1].replace("/device:", "/") for x in names]
+  return short

@@ -17,6 +17,7 @@ from baechi_tf.reports.quantities import duration
 from baechi_tf.reports.quantities import size
 from baechi_tf.reports.quantities import table
 from baechi_tf.reports.summary import summarize
+from baechi_tf.reports.text import candidates
 from baechi_tf.reports.text import report
 from baechi_tf.reports.trace import trace_lines
 from baechi_tf.simulator import simulate
@@ -202,6 +203,26 @@ def test_report_names_what_matters():
   assert "note: take note" in text
   for candidate in planned.candidates:
     assert candidate.placer in text
+
+
+def test_candidates_names_the_tasks_of_devices_that_look_alike():
+  cluster = Cluster(
+    tuple(
+      Device(f"/job:w/replica:0/task:{task}/device:CPU:0", "CPU", BIG)
+      for task in range(2)
+    )
+  )
+  planned = plan(fork_and_join(), cluster)
+  summary = summarize(
+    fork_and_join(),
+    cluster,
+    planned.simulation,
+    planned.bound,
+    model="m",
+    candidates=planned.candidates,
+  )
+  header = candidates(summary).splitlines()[0]
+  assert header.endswith("peak 0/CPU:0  peak 1/CPU:0")
 
 
 def test_report_says_optimal_only_below_half_a_percent():
