@@ -29,6 +29,20 @@ tf.config.set_logical_device_configuration(
 )
 
 
+def _without_autotuning(dataset: tf.data.Dataset) -> tf.data.Dataset:
+  """Returns a data set of which no thread tunes the parallelism."""
+  options = tf.data.Options()
+  options.autotune.enabled = False
+  return dataset.with_options(options)
+
+
+# The destructor of an iterator waits for the thread that tunes it, which sleeps
+# for up to a minute if it wakes before its cancellation is noted. TensorFlow
+# 2.21 has no switch for all data sets of a process; every iterator is made of
+# what this method returns.
+tf.data.Dataset._apply_debug_options = _without_autotuning
+
+
 def session(graph_def, num_devices: int = NUM_DEVICES):
   """Returns a session on the graph, with that many CPU devices."""
   graph = tf.Graph()
