@@ -2,22 +2,16 @@
 
 from tests.tensorflow_setup import tf  # noqa: F401  isort: skip
 
-import os
-import pathlib
-import sys
-
 import numpy as np
 import pytest
 
 from tests.robust_tf import local_models_two_processes as processes
 from tests.robust_tf import mirrored_fits
 from tests.robust_tf.local_fits import OPTIMIZERS
-from tests.robust_tf.server_network import server_network
-from tools import local_cluster
+from tests.robust_tf.server_network import run_in_processes
 
 pytestmark = pytest.mark.slow
 
-ROOT = pathlib.Path(__file__).parents[2]
 # Float32, whose sums are in another order, after a few steps.
 ROUNDING = 1e-5
 
@@ -26,26 +20,11 @@ ROUNDING = 1e-5
 def results(tmp_path_factory):
   """What came of an optimizer in each process."""
   directory = tmp_path_factory.mktemp("local_models")
-  with server_network() as prefix:
-    outcome = local_cluster.run(
-      [
-        *prefix,
-        sys.executable,
-        "-m",
-        "tests.robust_tf.local_models_two_processes",
-        str(directory),
-      ],
-      processes.NUM_PROCESSES,
-      log_directory=str(directory / "logs"),
-      timeout_s=600,
-      environment={
-        **os.environ,
-        "CUDA_VISIBLE_DEVICES": "-1",
-        "PYTHONPATH": str(ROOT),
-        "TF_CPP_MIN_LOG_LEVEL": "2",
-      },
-    )
-  assert outcome.exit_code == 0, outcome.tail(outcome.failed or 0)
+  run_in_processes(
+    "tests.robust_tf.local_models_two_processes",
+    processes.NUM_PROCESSES,
+    directory,
+  )
   return lambda name: [
     np.load(directory / f"{name}_{process}.npz")
     for process in range(processes.NUM_PROCESSES)

@@ -1,9 +1,5 @@
 """Three real processes with models of their own do what the papers say."""
 
-import os
-import pathlib
-import sys
-
 from tests.tensorflow_setup import tf  # noqa: F401  isort: skip
 
 import numpy as np
@@ -13,12 +9,10 @@ from tests.robust_tf import local_cases as cases
 from tests.robust_tf import local_training as training
 from tests.robust_tf import multi_worker_problem as network
 from tests.robust_tf.local_multi_worker_training import NUM_STEPS
-from tests.robust_tf.server_network import server_network
-from tools import local_cluster
+from tests.robust_tf.server_network import run_in_processes
 
 pytestmark = [pytest.mark.slow, pytest.mark.process]
 
-ROOT = pathlib.Path(__file__).parents[2]
 SCRIPT = "tests.robust_tf.local_multi_worker_training"
 NAMES = (
   "grbs",
@@ -38,20 +32,7 @@ TOLERANCE = 1e-5
 def results(tmp_path_factory):
   """What each process saw of each run: results(name)[worker][state]."""
   directory = tmp_path_factory.mktemp("local_multi_worker")
-  with server_network() as prefix:
-    outcome = local_cluster.run(
-      [*prefix, sys.executable, "-m", SCRIPT, str(directory), *NAMES],
-      network.NUM_WORKERS,
-      log_directory=str(directory / "logs"),
-      timeout_s=600,
-      environment={
-        **os.environ,
-        "CUDA_VISIBLE_DEVICES": "-1",
-        "PYTHONPATH": str(ROOT),
-        "TF_CPP_MIN_LOG_LEVEL": "2",
-      },
-    )
-  assert outcome.exit_code == 0, outcome.tail(outcome.failed or 0)
+  run_in_processes(SCRIPT, network.NUM_WORKERS, directory, *NAMES)
   return lambda name: [
     np.load(directory / f"{name}_{worker}.npz")
     for worker in range(network.NUM_WORKERS)

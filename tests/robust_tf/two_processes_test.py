@@ -1,46 +1,22 @@
 """What RobustOptimizer does beyond a rule is the same in several processes."""
 
-import os
-import pathlib
-import sys
-
 import numpy as np
 import pytest
 
 from tests.robust_tf import replicas
 from tests.robust_tf import two_processes
-from tests.robust_tf.server_network import server_network
-from tools import local_cluster
+from tests.robust_tf.server_network import run_in_processes
 
 pytestmark = [pytest.mark.slow, pytest.mark.process]
-
-ROOT = pathlib.Path(__file__).parents[2]
 
 
 @pytest.fixture(scope="module")
 def directory(tmp_path_factory):
   """Where two processes wrote what came out of each case."""
   directory = tmp_path_factory.mktemp("two_processes")
-  with server_network() as prefix:
-    outcome = local_cluster.run(
-      [
-        *prefix,
-        sys.executable,
-        "-m",
-        "tests.robust_tf.two_processes",
-        str(directory),
-      ],
-      two_processes.NUM_PROCESSES,
-      log_directory=str(directory / "logs"),
-      timeout_s=600,
-      environment={
-        **os.environ,
-        "CUDA_VISIBLE_DEVICES": "-1",
-        "PYTHONPATH": str(ROOT),
-        "TF_CPP_MIN_LOG_LEVEL": "2",
-      },
-    )
-  assert outcome.exit_code == 0, outcome.tail(outcome.failed or 0)
+  run_in_processes(
+    "tests.robust_tf.two_processes", two_processes.NUM_PROCESSES, directory
+  )
   return directory
 
 
