@@ -89,6 +89,7 @@ class PlacementPass:
       placer=self.placer,
       coplacement=self.coplacement,
       fusion=self.fusion,
+      enforce_order=self.order,
     )
 
   def ordered_ops(self, planned: Plan) -> tuple[str, ...]:

@@ -109,6 +109,7 @@ def plan(
   placer: str = BEST,
   coplacement: bool = True,
   fusion: bool = True,
+  enforce_order: bool = True,
   progress: Callable[[str], None] = lambda stage: None,
 ) -> Plan:
   """Returns a feasible plan of `graph` on `cluster`.
@@ -121,6 +122,9 @@ def plan(
       if it finds no plan with them; where memory is short, both try smaller
       groups before.
     fusion: contract edges inside groups before placing.
+    enforce_order: whether the devices will run their ops in the plan's order;
+      else each runs what is ready as TensorFlow's executor does, the placement
+      has no order, and the prediction is for that.
     progress: called with a line before each stage, and now and then during a
       long one.
 
@@ -132,6 +136,7 @@ def plan(
       type.
   """
   check_placer(placer)
+  policy = "priority" if enforce_order else "executor"
   clock = _Clock(progress)
   with clock.stage("bounds"):
     check_memory(graph, cluster)
@@ -149,7 +154,7 @@ def plan(
       notes.append(_greedy_note(coarse.graph, together))
     for name in PLACERS if placer == BEST else (placer,):
       try:
-        simulation, error = _try(graph, cluster, name, coarse, clock)
+        simulation, error = _try(graph, cluster, name, coarse, policy, clock)
         candidates.append(Candidate(name, together, simulation, error))
         if simulation is None:
           unfit.append(candidates[-1])
@@ -167,7 +172,7 @@ def plan(
     graph.names,
     cluster.device_names,
     chosen.simulation.device,
-    order=chosen.simulation.order,
+    order=chosen.simulation.order if enforce_order else None,
     makespan_us=chosen.makespan_us,
     lower_bound_us=bound.us,
   )
@@ -231,7 +236,7 @@ def _coarsen(
   )
 
 
-def _try(graph, cluster, placer, coarse, clock):
+def _try(graph, cluster, placer, coarse, policy, clock):
   """Returns a feasible simulation of the placer's plan, or None and why."""
   error = ""
   for fraction in _MEMORY_FRACTIONS:
@@ -243,7 +248,9 @@ def _try(graph, cluster, placer, coarse, clock):
     except InfeasiblePlacementError as infeasible:
       return None, error or str(infeasible)
     with clock.stage("simulating"):
-      simulation = simulate(graph, cluster, placement.device[coarse.coarse_op])
+      simulation = simulate(
+        graph, cluster, placement.device[coarse.coarse_op], policy=policy
+      )
     error = overflow(graph, cluster, simulation)
     if error is None:
       return simulation, ""

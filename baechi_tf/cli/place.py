@@ -74,13 +74,6 @@ def add_parser(subparsers) -> None:
     help="what OUT is: the model with its devices, or the plan alone, as JSON;"
     " default: the model, for a cost graph the plan",
   )
-  parser.add_argument(
-    "--order",
-    action=argparse.BooleanOptionalAction,
-    default=True,
-    help="keep the ops that take long in the planned order, with control edges"
-    " in the written model; --no-order lets TensorFlow run what is ready",
-  )
   add_report(parser)
   parser.add_argument(
     "--overwrite",
@@ -112,6 +105,13 @@ def add_planner_arguments(parser: argparse.ArgumentParser) -> None:
     action="store_false",
     help="do not merge ops that stay together before placing them (slower)",
   )
+  parser.add_argument(
+    "--order",
+    action=argparse.BooleanOptionalAction,
+    default=True,
+    help="keep the ops that take long in the planned order, with control edges"
+    " in the written model; --no-order lets TensorFlow run what is ready",
+  )
 
 
 def plan_and_summarize(
@@ -139,6 +139,7 @@ def plan_and_summarize(
     placer=placer,
     coplacement=args.coplacement,
     fusion=args.fusion,
+    enforce_order=args.order,
     progress=progress,
   )
   summary = summarize(

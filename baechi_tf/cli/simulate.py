@@ -28,7 +28,8 @@ from baechi_tf.simulator import Simulation
 _DESCRIPTION = """\
 Predicts the step of a model with a given plan: a JSON file with
 {"placement": {op: device}}, as `place --emit plan` writes it or made by hand.
-If the file has an "order", a list of all ops, each device runs its ops in it.
+If the file has an "order", a list of all ops, each device runs its ops in it;
+else in the order in which TensorFlow's executor would.
 If a device's memory does not suffice, says so, after the prediction and the
 report, and ends with exit code 3.
 """
@@ -111,7 +112,7 @@ def _follow(
 ) -> Simulation:
   """Returns the step of a placement, in its order if it has one."""
   if placement.order is None:
-    return simulate(graph, cluster, placement.device)
+    return simulate(graph, cluster, placement.device, policy="executor")
   return simulate(
     graph, cluster, placement.device, policy="strict", order=placement.order
   )
