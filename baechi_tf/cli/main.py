@@ -21,6 +21,7 @@ from baechi_tf.cli import compare
 from baechi_tf.cli import inspect
 from baechi_tf.cli import place
 from baechi_tf.cli import profile
+from baechi_tf.cli import run as run_command
 from baechi_tf.cli import simulate
 from baechi_tf.cli.help import HelpFormatter
 from baechi_tf.placement import InfeasiblePlacementError
@@ -30,7 +31,15 @@ BAD_INPUT = 2
 INFEASIBLE = 3
 INTERRUPTED = 128 + signal.SIGINT
 
-_SUBCOMMANDS = (place, profile, inspect, compare, simulate, bench_links)
+_SUBCOMMANDS = (
+  place,
+  profile,
+  inspect,
+  compare,
+  simulate,
+  run_command,
+  bench_links,
+)
 _EXAMPLE = """\
 examples:
   baechi inspect model/

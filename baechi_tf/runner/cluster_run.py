@@ -28,6 +28,7 @@ from baechi_tf.runner.tasks import Task
 from baechi_tf.runner.tasks import tasks_of
 
 START_S = 120.0  # for a process to import TensorFlow and to serve
+_TRACED_STEPS = 5
 _FIRST_PORT = 2222  # of a network that nobody else is in
 
 
@@ -87,6 +88,40 @@ class Measurement:
     return min(self.times_us)
 
 
+@dataclasses.dataclass(frozen=True)
+class TracedOp:
+  """One op that ran.
+
+  Attributes:
+    name: its name in the graph that TensorFlow ran.
+    op_type: its type, such as "MatMul".
+    task: the number of its process.
+    thread: the number of its thread there.
+    begin_us: its start, counted from the step's.
+    end_us: its end, counted likewise.
+  """
+
+  name: str
+  op_type: str
+  task: int
+  thread: int
+  begin_us: float
+  end_us: float
+
+
+@dataclasses.dataclass(frozen=True)
+class StepTrace:
+  """A step with the ops that ran in it.
+
+  Attributes:
+    time_us: how long it took, recording included.
+    ops: those of all processes.
+  """
+
+  time_us: float
+  ops: tuple[TracedOp, ...]
+
+
 @dataclasses.dataclass(frozen=True, eq=False)
 class ClusterRun:
   """Processes that are up, the first of them the client.
@@ -111,7 +146,7 @@ class ClusterRun:
     self,
     key: str,
     path: str,
-    signature: str,
+    signature: str | None,
     inputs: Mapping[str, np.ndarray],
     *,
     tags: Iterable[str] | None = None,
@@ -122,7 +157,7 @@ class ClusterRun:
     Args:
       key: what `run` calls it.
       path: a SavedModel, placed or not.
-      signature: its step.
+      signature: its step; None for the only one, else serving_default.
       inputs: a value for every feed, used for every step.
       tags: which graph; None if there is only one.
       device: where all of a model goes that is not placed; None for a placed
@@ -172,6 +207,44 @@ class ClusterRun:
         for x, y in zip(self.idle, after, strict=True)
       ),
     )
+
+  def trace(self, key: str) -> StepTrace:
+    """Has the client run a few steps and returns the ops of the median one.
+
+    Args:
+      key: the model's, which has run before.
+
+    Raises:
+      ChildProcessError: a process ended, or a step fails.
+    """
+    directories = [
+      os.path.join(self.directory, f"trace_{key}_{i}")
+      for i in range(len(self.children))
+    ]
+    self._ask_all("start_trace", directories)
+    steps = self._ask(0, {"ask": "run", "key": key, "num_steps": _TRACED_STEPS})
+    answers = self._ask_all("stop_trace", directories)
+    times_us = steps["times_us"]
+    middle = sorted(range(len(times_us)), key=times_us.__getitem__)[
+      len(times_us) // 2
+    ]
+    begin = steps["begin_us"][middle]
+    end = begin + times_us[middle]
+    return StepTrace(
+      times_us[middle],
+      tuple(
+        TracedOp(name, op_type, i, thread, first - begin, last - begin)
+        for i, answer in enumerate(answers)
+        for name, op_type, thread, first, last in answer["events"]
+        if begin <= first < end
+      ),
+    )
+
+  def _ask_all(self, what: str, directories: Sequence[str]):
+    pairs = zip(self.children, directories, strict=True)
+    for child, directory in pairs:
+      child.tell({"ask": what, "directory": directory})
+    return [self._answer(i) for i in range(len(self.children))]
 
   def usage(self) -> tuple[Usage, ...]:
     """Returns what each process has used up to now."""

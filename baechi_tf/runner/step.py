@@ -1,6 +1,7 @@
 """A loaded step of a SavedModel, with its inputs, ready to be called."""
 
 import contextlib
+import functools
 from collections.abc import Callable
 from collections.abc import Iterable
 from collections.abc import Mapping
@@ -9,11 +10,12 @@ import numpy as np
 import tensorflow as tf
 
 from baechi_tf.saved_model import load
+from baechi_tf.signatures import choose_signature
 
 
 def load_step(
   path: str,
-  signature: str,
+  signature: str | None,
   tags: Iterable[str] | None,
   inputs: str,
   device: str | None = None,
@@ -22,7 +24,7 @@ def load_step(
 
   Args:
     path: the SavedModel.
-    signature: its signature.
+    signature: which signature; None for the only one, else serving_default.
     tags: which graph; None if there is only one.
     inputs: a NumPy archive with an array for every feed of the item.
     device: where all of a model goes that is not placed; None for a placed one.
@@ -35,22 +37,21 @@ def load_step(
     if device:
       stack.enter_context(tf.device(device))
     model = load(path, tags)
-  if signature not in model.signatures:
-    raise ValueError(f"there is no signature {signature!r} in {path}")
-  function = model.signatures[signature]
+  names = sorted(model.signatures)
+  function = model.signatures[choose_signature(names, signature)]
   with np.load(inputs, allow_pickle=True) as archive:  # a file of our own
     values = dict(archive.items())
   _, specs = function.structured_input_signature
   arguments = {name: _value(name, x, values) for name, x in specs.items()}
 
-  def step() -> None:
-    # Held, so that variables live on; TensorFlow's functions do not hold them.
-    del_after = model
-    with tf.device(device):
-      function(**arguments)
-    del del_after
+  # A function does not hold the model's variables.
+  return functools.partial(_step, model, function, arguments, device)
 
-  return step
+
+def _step(model, function, arguments, device: str | None) -> None:
+  del model
+  with tf.device(device):
+    function(**arguments)
 
 
 def _value(name: str, spec, values: Mapping[str, np.ndarray]):

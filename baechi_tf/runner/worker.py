@@ -118,12 +118,32 @@ def load(worker: Worker, question: Mapping[str, Any]) -> dict[str, Any]:
 def run(worker: Worker, question: Mapping[str, Any]) -> dict[str, Any]:
   """Runs steps and returns how long each took."""
   model = worker.models[question["key"]]
-  times_us = []
+  times_us, begin_us = [], []
   for _ in range(question["num_steps"]):
+    begin_us.append(time.time() * 1e6)
     start = time.perf_counter()
     model()
     times_us.append((time.perf_counter() - start) * 1e6)
-  return {"times_us": times_us}
+  return {"times_us": times_us, "begin_us": begin_us}
+
+
+@_answers
+def start_trace(worker: Worker, question: Mapping[str, Any]) -> dict[str, Any]:
+  """Starts to record the ops that this process runs."""
+  del worker
+  from baechi_tf.runner import step_trace
+
+  step_trace.start(question["directory"])
+  return {}
+
+
+@_answers
+def stop_trace(worker: Worker, question: Mapping[str, Any]) -> dict[str, Any]:
+  """Returns the ops that ran since `start_trace`."""
+  del worker
+  from baechi_tf.runner import step_trace
+
+  return {"events": step_trace.stop(question["directory"])}
 
 
 @_answers

@@ -1,0 +1,228 @@
+"""A run's figures beside the prediction, as plain data and as text."""
+
+import re
+from collections.abc import Mapping
+from collections.abc import Sequence
+
+import numpy as np
+
+from baechi_tf.cluster import Cluster
+from baechi_tf.op_graph import OpGraph
+from baechi_tf.printable import printable
+from baechi_tf.reports.quantities import duration
+from baechi_tf.reports.quantities import percent
+from baechi_tf.reports.quantities import size
+from baechi_tf.reports.quantities import table
+from baechi_tf.reports.summary import Fields
+from baechi_tf.runner.cluster_run import ClusterRun
+from baechi_tf.runner.cluster_run import Measurement
+from baechi_tf.runner.cluster_run import StepTrace
+from baechi_tf.runner.cluster_run import TracedOp
+from baechi_tf.simulator import Simulation
+
+_SEND, _RECEIVE = "_Send", "_Recv"
+_EDGE = re.compile(r"(.+)/_\d+")  # a send's name: its op's, and a number
+
+
+def predicted_devices(
+  graph: OpGraph, cluster: Cluster, simulation: Simulation
+) -> list[Fields]:
+  """Returns what is predicted of each device in a step."""
+  source = simulation.device[graph.tensor_op[simulation.transfer_tensor]]
+  sizes = graph.tensor_bytes[simulation.transfer_tensor]
+  sent, received = (
+    np.bincount(ends, sizes, cluster.num_devices)
+    for ends in (source, simulation.transfer_target)
+  )
+  return [
+    {
+      "busy_time_us": float(simulation.busy_time_us[k]),
+      "idle_time_us": float(
+        simulation.makespan_us - simulation.busy_time_us[k]
+      ),
+      "bytes_in": int(received[k]),
+      "bytes_out": int(sent[k]),
+      "peak_memory_bytes": int(simulation.peak_memory_bytes[k]),
+    }
+    for k in range(cluster.num_devices)
+  ]
+
+
+def device_of_op(
+  run: ClusterRun, op: TracedOp, index_of: Mapping[str, int]
+) -> int | None:
+  """Returns the device that an op ran on; None if that is not known.
+
+  Args:
+    run: the processes.
+    op: an op that ran.
+    index_of: the device of each planned op.
+  """
+  devices = run.tasks[op.task].devices
+  return devices[0] if len(devices) == 1 else index_of.get(op.name)
+
+
+def measured_devices(
+  run: ClusterRun,
+  trace: StepTrace,
+  num_devices: int,
+  index_of: Mapping[str, int],
+  bytes_of: Mapping[str, int] | None,
+) -> list[Fields]:
+  """Returns what a traced step shows of each device.
+
+  Args:
+    run: the processes.
+    trace: a step of theirs.
+    num_devices: of the cluster.
+    index_of: the device of each planned op.
+    bytes_of: the bytes of each op's output; None if they are not known.
+  """
+  spans = [[] for _ in range(num_devices)]
+  moved = [{_SEND: [], _RECEIVE: []} for _ in range(num_devices)]
+  for op in trace.ops:
+    k = device_of_op(run, op, index_of)
+    if k is not None:
+      spans[k].append((op.begin_us, op.end_us))
+      if op.op_type in moved[k]:
+        moved[k][op.op_type].append(op.name)
+  alone = {x.devices[0] for x in run.tasks if len(x.devices) == 1}
+  fields = []
+  for k in range(num_devices):
+    busy = _union_us(spans[k])
+    row = {"busy_time_us": busy, "idle_time_us": trace.time_us - busy}
+    for key, op_type in (("in", _RECEIVE), ("out", _SEND)):
+      names = moved[k][op_type]
+      row[f"tensors_{key}"] = len(names) if k in alone else None
+      row[f"bytes_{key}"] = None
+      if k in alone and bytes_of is not None:
+        row[f"bytes_{key}"] = sum(_bytes(x, bytes_of) for x in names)
+    fields.append(row)
+  return fields
+
+
+def run_fields(
+  run: ClusterRun,
+  cluster: Cluster,
+  measured: Measurement,
+  devices: Sequence[Fields],
+  *,
+  model: str,
+  makespan_us: float | None,
+  predicted: Sequence[Fields] | None,
+) -> Fields:
+  """Returns the figures of a run, ready for JSON.
+
+  Args:
+    run: the processes.
+    cluster: the devices.
+    measured: the steps.
+    devices: of `measured_devices`.
+    model: what the user calls it.
+    makespan_us: the predicted step; None without a prediction.
+    predicted: of `predicted_devices`; None without a prediction.
+  """
+  median_us = measured.median_us
+  limits = run.limits or (None,) * len(run.children)
+  return {
+    "model": model,
+    "num_steps": len(measured.times_us),
+    "predicted_step_us": makespan_us,
+    "measured_step_us": median_us,
+    "least_step_us": measured.least_us,
+    "error": None if makespan_us is None else makespan_us / median_us - 1,
+    "step_times_us": list(measured.times_us),
+    "devices": [
+      {
+        "name": device.name,
+        "predicted": None if predicted is None else predicted[k],
+        "measured": devices[k],
+      }
+      for k, device in enumerate(cluster.devices)
+    ],
+    "processes": [
+      {
+        "name": child.name,
+        "cpu_time_us": cpu_us,
+        "peak_memory_bytes": peak,
+        "memory_limit_bytes": limit,
+      }
+      for child, cpu_us, peak, limit in zip(
+        run.children, measured.cpu_us, measured.peak_bytes, limits, strict=True
+      )
+    ],
+    "notes": [],
+  }
+
+
+def run_text(fields: Fields) -> str:
+  """Returns the figures of a run as a person reads them."""
+  fields = printable(fields)
+  lines = [
+    f"{fields['model']}: {fields['num_steps']} steps on"
+    f" {len(fields['devices'])} devices in {len(fields['processes'])} processes"
+    " of this machine",
+    "",
+    f"measured step   {duration(fields['measured_step_us']):>11}  the median;"
+    f" the fastest {duration(fields['least_step_us'])}",
+  ]
+  if fields["predicted_step_us"] is not None:
+    lines.append(
+      f"predicted step  {duration(fields['predicted_step_us']):>11} "
+      f" {percent(abs(fields['error']))}"
+      f" {'above' if fields['error'] > 0 else 'below'} the measured one"
+    )
+  devices = table(
+    ["device", "", "busy", "idle", "in", "out", "peak memory"],
+    list(_device_rows(fields["devices"])),
+  )
+  processes = table(
+    ["process", "processor time", "peak memory", "limit"],
+    [
+      [
+        x["name"],
+        duration(x["cpu_time_us"]),
+        size(x["peak_memory_bytes"]),
+        _size(x["memory_limit_bytes"]),
+      ]
+      for x in fields["processes"]
+    ],
+  )
+  notes = [f"note: {x}" for x in fields["notes"]]
+  return "\n".join([*lines, "", devices, processes, *notes]).rstrip("\n")
+
+
+def _device_rows(devices: Sequence[Fields]):
+  for device in devices:
+    name = device["name"]
+    for kind in ("predicted", "measured"):
+      row = device[kind]
+      if row is not None:
+        yield [
+          name,
+          kind,
+          duration(row["busy_time_us"]),
+          duration(row["idle_time_us"]),
+          _size(row["bytes_in"]),
+          _size(row["bytes_out"]),
+          _size(row.get("peak_memory_bytes")),
+        ]
+        name = ""
+
+
+def _size(num_bytes: int | None) -> str:
+  return "-" if num_bytes is None else size(num_bytes)
+
+
+def _bytes(send: str, bytes_of: Mapping[str, int]) -> int:
+  match = _EDGE.fullmatch(send)
+  return bytes_of.get(match[1], 0) if match else 0
+
+
+def _union_us(spans: Sequence[tuple[float, float]]) -> float:
+  """Returns for how long at least one of some intervals lasts."""
+  total, end = 0.0, float("-inf")
+  for first, last in sorted(spans):
+    total += max(0.0, last - max(first, end))
+    end = max(end, last)
+  return total
