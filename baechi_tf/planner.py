@@ -212,6 +212,16 @@ def _none_fits(unfit: list[Candidate]) -> str:
   return f"no placer found a plan that fits; {last.placer}: {last.error}"
 
 
+def _merged(graph: OpGraph, coarse: OpGraph) -> str:
+  """Returns what fusion did to the ops that an error names and counts."""
+  if coarse.num_ops == graph.num_ops:
+    return ""
+  return (
+    f". Fusion merged {graph.num_ops:,} ops into {coarse.num_ops:,} before: an"
+    " op named here stands for all that were merged into it"
+  )
+
+
 def _greedy_note(graph: OpGraph, coplacement: str) -> str:
   return (
     f"m_sct (co-placed: {coplacement}): {graph.num_ops:,} fused ops and"
@@ -246,7 +256,7 @@ def _try(graph, cluster, placer, coarse, policy, clock):
           coarse.graph, cluster.with_memory_fraction(fraction), progress
         )
     except InfeasiblePlacementError as infeasible:
-      return None, error or str(infeasible)
+      return None, error or f"{infeasible}{_merged(graph, coarse.graph)}"
     with clock.stage("simulating"):
       simulation = simulate(
         graph, cluster, placement.device[coarse.coarse_op], policy=policy

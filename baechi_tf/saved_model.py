@@ -19,6 +19,7 @@ from tensorflow.core.protobuf import fingerprint_pb2
 
 from baechi_tf import atomic
 from baechi_tf import private
+from baechi_tf.compiled_calls import divided_calls
 from baechi_tf.device_rewrite import rewrite_devices
 from baechi_tf.graph_files import choose_meta_graph
 from baechi_tf.graph_files import read_saved_model
@@ -55,6 +56,8 @@ class RewriteReport:
     specialised: functions added because calls of one body have different
       plans.
     order: the control edges that keep the planned order.
+    divided: functions that XLA compiles and that an unplanned signature calls
+      with variables of several devices.
   """
 
   path: str
@@ -62,6 +65,7 @@ class RewriteReport:
   num_variables: int
   specialised: tuple[str, ...]
   order: OrderEdges
+  divided: tuple[str, ...]
 
 
 def load(path: str | os.PathLike, tags: Iterable[str] | None = None):
@@ -165,7 +169,7 @@ def stage_saved_model(
   source = os.fspath(source_dir)
   saved_model = read_saved_model(source)
   meta_graph = choose_meta_graph(saved_model, tags)
-  num_variables = _place_variables(meta_graph, item, device_of)
+  variable_devices = _place_variables(meta_graph, item, device_of)
   edges = order_edges(
     meta_graph.graph_def,
     item.paths,
@@ -187,33 +191,35 @@ def stage_saved_model(
   return RewriteReport(
     path=output.path,
     num_ops=sum(1 for name in device_of if item.paths[name]),
-    num_variables=num_variables,
+    num_variables=len(variable_devices),
     specialised=specialised,
     order=edges,
+    divided=divided_calls(graph_def, variable_devices),
   )
 
 
 def _place_variables(
   meta_graph: MetaGraphDef, item: GraphItem, device_of: Mapping[str, str]
-) -> int:
+) -> dict[str, str]:
   """Gives the object graph's variables the devices of their handles.
 
   Returns:
-    How many variables and tables were placed.
+    The device of each variable or table that was placed, by the name of the
+    node that makes its handle.
   """
   planned = {
     item.paths[name][0]: device
     for name, device in device_of.items()
     if len(item.paths.get(name, ())) == 1
   }
-  placed = set()
+  placed = {}
   for handle, index in captured_objects(meta_graph).items():
     kept = meta_graph.object_graph_def.nodes[index]
     kind = kept.WhichOneof("kind")
     if handle in planned and kind in ("variable", "resource"):
       getattr(kept, kind).device = planned[handle]
-      placed.add(index)
-  return len(placed)
+      placed[handle] = planned[handle]
+  return placed
 
 
 def _write_fingerprint(source: str, temporary: str) -> None:

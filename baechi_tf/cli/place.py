@@ -246,12 +246,14 @@ def _stage_model(
       follow_links=args.follow_links,
     )
     specialised, edges = written.specialised, written.order
+    divided = written.divided
   else:
     graph_def = read_graph_file(args.model).graph_def
     edges = order_edges(graph_def, item.paths, device_of, order)
     graph_def, specialised = rewrite_devices(
       graph_def, item.paths, device_of, edges.after
     )
+    divided = ()
     data = graph_file_bytes(graph_def, output.path)
     outputs.write_bytes(output.path, [data], output.check_replaced)
   notes = []
@@ -261,6 +263,12 @@ def _stage_model(
     notes.append(
       f"{len(specialised)} functions are new, because calls of one body have"
       f" different devices or orders: {', '.join(specialised)}"
+    )
+  if divided:
+    notes.append(
+      "after baechi_tf.load, signatures that were not planned cannot call"
+      f" {', '.join(divided)}: XLA compiles it, and its variables are on"
+      " several devices; place that signature, or use tf.saved_model.load"
     )
   return notes
 

@@ -43,25 +43,9 @@ def stage_report(
     OSError: it cannot be written.
   """
   with outputs.directory(output.path, output.check_replaced) as directory:
-    write_files(directory, summary, graph, cluster, simulation, placement)
-
-
-def write_files(
-  directory: str,
-  summary: Fields,
-  graph: OpGraph,
-  cluster: Cluster,
-  simulation: Simulation,
-  placement: Placement,
-) -> None:
-  """Writes the three files into a directory, see `atomic`.
-
-  Raises:
-    OSError: they cannot be written.
-  """
-  _write(directory, TEXT, [report(summary)])
-  _write(directory, TRACE, trace_lines(graph, cluster, simulation))
-  _write(directory, PLACEMENT, [placement.to_json()])
+    _write(directory, TEXT, [report(summary)])
+    _write(directory, TRACE, trace_lines(graph, cluster, simulation))
+    _write(directory, PLACEMENT, [placement.to_json()])
 
 
 def _write(directory: str, name: str, chunks: Iterable[str]) -> None:

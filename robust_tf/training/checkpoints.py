@@ -20,6 +20,7 @@ import tensorflow as tf
 from robust_tf.training import saved_steps
 from robust_tf.training.journal import Journal
 from robust_tf.training.output import check_same
+from robust_tf.training.printable import printable
 from robust_tf.training.process import Process
 from robust_tf.training.saved_steps import checkpoint_name
 from robust_tf.training.saved_steps import SavedSteps
@@ -150,7 +151,7 @@ class Checkpoints:
 
 
 def _say(message: str) -> None:
-  print(f"robust-train: {message}", file=sys.stderr, flush=True)
+  print(f"robust-train: {printable(message)}", file=sys.stderr, flush=True)
 
 
 def _cause(error: tf.errors.OpError) -> str:

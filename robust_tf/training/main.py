@@ -31,6 +31,7 @@ from robust_tf.training.data import Dataset
 from robust_tf.training.data import load
 from robust_tf.training.help import help_text
 from robust_tf.training.parts import make_parts
+from robust_tf.training.printable import printable
 from robust_tf.training.process import this_process
 from robust_tf.training.progress import StepProgress
 from robust_tf.training.settings import parse_settings
@@ -217,5 +218,6 @@ def _complain(error: Exception) -> int:
     named = "" if error.filename is None else f"{error.filename}: "
     message = f"{named}{error.strerror}"
   # One line, whatever is in it.
-  print(f"robust-train: {' '.join(message.split())}", file=sys.stderr)
+  message = printable(" ".join(message.split()))
+  print(f"robust-train: {message}", file=sys.stderr)
   return BAD_INPUT

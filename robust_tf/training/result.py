@@ -26,6 +26,7 @@ from robust_tf.training.journal import Journal
 from robust_tf.training.plot import draw_curves
 from robust_tf.training.plot import draw_participation
 from robust_tf.training.plot import draw_partition
+from robust_tf.training.printable import printable
 from robust_tf.training.settings import Settings
 
 _COLUMNS = {
@@ -147,7 +148,7 @@ def write_result(
       weights = model.get_weights()
       file.write(to_json(result(settings, journal, dataset, weights, report)))
   written = sorted(output.FILES.intersection(os.listdir(settings.output)))
-  print(f"written to {settings.output}: {', '.join(written)}")
+  print(f"written to {printable(settings.output)}: {', '.join(written)}")
 
 
 def title(settings: Settings) -> str:

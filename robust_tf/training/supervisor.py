@@ -20,6 +20,7 @@ from robust_tf.training.cluster_task import ClusterTask
 from robust_tf.training.cluster_task import PS
 from robust_tf.training.cluster_task import WORKER
 from robust_tf.training.federated_flags import ClusterSize
+from robust_tf.training.printable import printable
 from robust_tf.training.uninterrupted import uninterrupted
 
 # The coordinator's exit code where it cannot go on, and another one can: that
@@ -201,4 +202,4 @@ def _fate(return_code: int) -> str:
 
 
 def _say(message: str) -> None:
-  print(f"robust-train: {message}", file=sys.stderr, flush=True)
+  print(f"robust-train: {printable(message)}", file=sys.stderr, flush=True)

@@ -3,6 +3,7 @@ import json
 import numpy as np
 import pytest
 
+from baechi_tf import atomic
 from baechi_tf.bounds import lower_bound
 from baechi_tf.cluster import Cluster
 from baechi_tf.cluster import Device
@@ -12,7 +13,8 @@ from baechi_tf.op_graph import OpGraph
 from baechi_tf.placement import Placement
 from baechi_tf.planner import plan
 from baechi_tf.reports.directory import is_report
-from baechi_tf.reports.directory import write_files
+from baechi_tf.reports.directory import report_output
+from baechi_tf.reports.directory import stage_report
 from baechi_tf.reports.quantities import duration
 from baechi_tf.reports.quantities import size
 from baechi_tf.reports.quantities import table
@@ -414,6 +416,12 @@ def test_trace_work_is_inside_an_op_or_outside_all(seed):
         )
 
 
+def _write_report(directory, *contents):
+  output = report_output(str(directory), overwrite=False)
+  with atomic.publishing() as outputs:
+    stage_report(outputs, output, *contents)
+
+
 def test_report_directory_is_the_same_every_time(tmp_path):
   cluster = cluster_of(BIG, BIG)
   graph = fork_and_join()
@@ -430,9 +438,8 @@ def test_report_directory_is_the_same_every_time(tmp_path):
       candidates=planned.candidates,
     )
     directory = tmp_path / name
-    directory.mkdir()
-    write_files(
-      str(directory),
+    _write_report(
+      directory,
       summary,
       graph,
       cluster,
@@ -457,8 +464,9 @@ def test_placement_in_report_is_the_placement(tmp_path):
   graph, cluster, simulation = traced(fork_and_join(), [0, 1, 0, 0])
   placement = Placement(graph.names, cluster.device_names, simulation.device)
   summary = summary_of(graph, cluster, simulation.device)
-  write_files(str(tmp_path), summary, graph, cluster, simulation, placement)
-  fields = json.loads((tmp_path / "placement.json").read_text())
+  directory = tmp_path / "report"
+  _write_report(directory, summary, graph, cluster, simulation, placement)
+  fields = json.loads((directory / "placement.json").read_text())
   assert fields["placement"] == placement.as_dict()
 
 

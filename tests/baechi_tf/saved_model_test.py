@@ -257,6 +257,40 @@ def test_placed_compiled_calls_follow_their_variables(tmp_path, load):
     assert variable.device == (plan[name] if is_planned else DEVICES[0])
 
 
+@pytest.mark.parametrize("apart", [False, True])
+def test_compiled_calls_of_other_signatures_that_lose_variables_are_named(
+  tmp_path, apart
+):
+  module = tf.Module()
+  module.a, module.b = tf.Variable([1.0]), tf.Variable([2.0])
+
+  @tf.function(jit_compile=True)
+  def compiled(x):
+    return x * module.a + module.b
+
+  spec = tf.TensorSpec([1], tf.float32, "x")
+  step = tf.function(lambda x: {"y": x * module.a + module.b}, [spec])
+  other = tf.function(lambda x: {"y": compiled(x)}, [spec])
+  path = str(tmp_path / "model")
+  signatures = {"run": step, "other": other}
+  tf.saved_model.save(module, path, signatures=signatures)
+  item = read_item(path, signature="run")
+  plan = dict.fromkeys(item.op_names, DEVICES[1])
+  if apart:
+    plan["Variable_1" if "Variable_1" in plan else "b"] = DEVICES[2]
+  out = tmp_path / "placed"
+  written = saved_model.write_saved_model(path, out, item, plan)
+  run = saved_model.load(out).signatures["other"]
+  x = tf.constant([3.0])
+  if apart:
+    assert len(written.divided) == 1 and "compiled" in written.divided[0]
+    with pytest.raises(tf.errors.InvalidArgumentError, match="resource"):
+      run(x=x)
+  else:
+    assert written.divided == ()
+    assert run(x=x)["y"].numpy() == [5.0]
+
+
 def test_placed_model_runs_in_the_v1_loader(mlp, placed):
   np.testing.assert_allclose(
     models.run_v1(placed, "train", BATCHES, num_devices=len(DEVICES)),
