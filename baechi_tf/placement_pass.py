@@ -47,7 +47,7 @@ class PlacementPass:
   fusion: bool = True
   profile: Profile | None = None
   batch_size: int | None = None
-  order: bool = True
+  order: bool = False
 
   def optimize(self, cluster: Cluster, item: GraphItem) -> GraphDef:
     """Returns the item's flat graph with every planned op's device set.

@@ -109,7 +109,7 @@ def plan(
   placer: str = BEST,
   coplacement: bool = True,
   fusion: bool = True,
-  enforce_order: bool = True,
+  enforce_order: bool = False,
   progress: Callable[[str], None] = lambda stage: None,
 ) -> Plan:
   """Returns a feasible plan of `graph` on `cluster`.

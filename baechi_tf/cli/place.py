@@ -108,9 +108,10 @@ def add_planner_arguments(parser: argparse.ArgumentParser) -> None:
   parser.add_argument(
     "--order",
     action=argparse.BooleanOptionalAction,
-    default=True,
+    default=False,
     help="keep the ops that take long in the planned order, with control edges"
-    " in the written model; --no-order lets TensorFlow run what is ready",
+    " in the written model; by default TensorFlow runs what is ready (see"
+    " docs/order.md: each process needs two inter-op threads for it)",
   )
 
 
@@ -283,7 +284,8 @@ def _order_note(num_ordered: int, edges) -> str:
     )
   return (
     f"{len(edges.after):,} control edges keep the {num_ordered:,} ops that take"
-    f" long in the planned order{skipped} (--no-order leaves them out)"
+    f" long in the planned order{skipped}; run each process with at least two"
+    " inter-op threads"
   )
 
 

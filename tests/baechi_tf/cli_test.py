@@ -214,6 +214,25 @@ def test_simulate_predicts_what_place_predicted(capsys):
   ]  # fmt: skip
 
 
+def test_simulate_follows_the_order_of_a_plan(scratch, capsys):
+  """The other device waits 3 us for b's input; what runs first decides."""
+  graph = {"directed": True, "nodes": [op(x) for x in "abc"]}
+  graph["edges"] = [{"source": "a", "target": "b"}]
+  (scratch / "graph.json").write_text(json.dumps(graph))
+  cluster = CLUSTER.replace("/device:CPU:", "/job:worker/task:")
+  (scratch / "cluster.toml").write_text(cluster)
+  device_of = {x: f"/job:worker/task:{int(x == 'b')}" for x in "abc"}
+  spans = {}
+  for order in ("acb", "cab"):
+    plan = {"placement": device_of, "order": list(order)}
+    (scratch / "plan.json").write_text(json.dumps(plan))
+    argv = ("graph.json", "plan.json", "--cluster=cluster.toml", "--json")
+    assert baechi("simulate", *argv) == 0
+    spans[order] = json.loads(capsys.readouterr().out)["makespan_us"]
+  # a and b take 10 us each, the transfer 1 + 20 / 10 us; c goes first or not.
+  assert spans == {"acb": 23.0, "cab": 33.0}
+
+
 def test_simulate_ends_with_3_where_memory_does_not_suffice(scratch, capsys):
   (scratch / "graph.json").write_text(json.dumps(fork(persistent_bytes=990)))
   plan = {"placement": dict.fromkeys("abc", "/device:CPU:0")}

@@ -16,6 +16,11 @@ CLUSTER = make_cluster(2)
 DEVICE_OF = {"b": "d1", "a": "d0", "ü/c": "d1"}
 
 
+CHAIN = make_graph(
+  [Op("first", outputs=(1,)), Op("then"), Op("last")], [("first", 0, "then")]
+)
+
+
 def placement(device, graph=GRAPH, cluster=CLUSTER, **figures):
   return Placement(
     graph.names, cluster.device_names, np.array(device), **figures
@@ -44,6 +49,41 @@ def test_to_json_has_the_documented_fields():
 
 def test_to_json_of_equal_placements_is_the_same_text():
   assert placement([1, 0, 1]).to_json() == placement([1, 0, 1]).to_json()
+
+
+def test_json_round_trip_keeps_the_order(tmp_path):
+  path = tmp_path / "plan.json"
+  before = placement([1, 0, 1], order=np.array([2, 0, 1]))
+  assert json.loads(before.to_json())["order"] == ["ü/c", "b", "a"]
+  path.write_text(before.to_json(), encoding="utf-8")
+  assert read_placement(path, GRAPH, CLUSTER).order.tolist() == [2, 0, 1]
+
+
+def test_placement_without_an_order_has_none(tmp_path):
+  path = tmp_path / "plan.json"
+  path.write_text(json.dumps({"placement": DEVICE_OF}), encoding="utf-8")
+  assert read_placement(path, GRAPH, CLUSTER).order is None
+
+
+@pytest.mark.parametrize(
+  ("order", "message"),
+  [
+    (["first", "last"], "lacks 1 of 3 ops, first 'then'"),
+    ([], "lacks 3 of 3 ops, first 'first'"),
+    (["first", "then", "first", "last"], "repeats 1 of 3 ops, first 'first'"),
+    (["first", "then", "last", "z"], "unknown op 'z'"),
+    (["then", "last", "first"], "a cycle: 'then' comes before 'first'"),
+    ("first", '"order" must be a list'),
+    (["first", 3], '"order" must be a list'),
+    ({"d0": ["first"]}, '"order" must be a list'),
+  ],
+)
+def test_read_placement_wrong_order_is_an_error(tmp_path, order, message):
+  path = tmp_path / "plan.json"
+  device_of = dict.fromkeys(CHAIN.names, "d0")
+  path.write_text(json.dumps({"placement": device_of, "order": order}))
+  with pytest.raises(ValueError, match=rf"plan\.json: .*{message}"):
+    read_placement(path, CHAIN, CLUSTER)
 
 
 def test_placement_for_ignores_the_order_of_the_mapping():
