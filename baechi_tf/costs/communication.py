@@ -124,11 +124,7 @@ def measure_link(
   Raises:
     ValueError: a device is not there; the message lists those that are.
   """
-  config = tf.compat.v1.ConfigProto(allow_soft_placement=False)
-  config.graph_options.rewrite_options.disable_meta_optimizer = True
-  if not target:
-    # Makes the logical CPUs exist; GPUs are found without this.
-    config.device_count["CPU"] = 1 + max(map(_cpu_index, (device_a, device_b)))
+  config = session_config((device_a, device_b), target)
   times_us, step_us = [], []
   for done, size in enumerate(sizes):
     if progress:
@@ -139,7 +135,7 @@ def measure_link(
       across = _ping_pong(size, hops, device_a, device_b)
       alone = _ping_pong(size, hops, device_a, device_a)
     with tf.compat.v1.Session(target, graph=graph, config=config) as session:
-      _check_devices(session, (device_a, device_b))
+      check_devices(session, (device_a, device_b))
       with_hops = _median_step_us(session, across, size, repeats)
       without = _median_step_us(session, alone, size, repeats)
     times_us.append(max(with_hops - without, 0.0) / hops)
@@ -240,7 +236,29 @@ def _cpu_index(device: str) -> int:
   return spec.device_index or 0 if spec.device_type == "CPU" else 0
 
 
-def _check_devices(session, wanted) -> None:
+def session_config(
+  devices: Sequence[str], target: str
+) -> tf.compat.v1.ConfigProto:
+  """Returns a session's configuration that runs every op as it is placed.
+
+  Args:
+    devices: the TensorFlow devices to use.
+    target: the server to use, or "" for this process.
+  """
+  config = tf.compat.v1.ConfigProto(allow_soft_placement=False)
+  config.graph_options.rewrite_options.disable_meta_optimizer = True
+  if not target:
+    # Makes the logical CPUs exist; GPUs are found without this.
+    config.device_count["CPU"] = 1 + max(map(_cpu_index, devices))
+  return config
+
+
+def check_devices(session: tf.compat.v1.Session, wanted: Sequence[str]) -> None:
+  """Refuses devices that a session does not have.
+
+  Raises:
+    ValueError: a device is not there; the message lists those that are.
+  """
   names = [device.name for device in session.list_devices()]
   specs = [tf.DeviceSpec.from_string(name) for name in names]
   for device in wanted:
