@@ -1,6 +1,7 @@
 """`baechi bench-links`: measures links, for a cluster file."""
 
 import argparse
+import dataclasses
 import itertools
 import json
 import math
@@ -15,6 +16,8 @@ from baechi_tf.tables import parse_bytes
 _DESCRIPTION = """\
 Sends tensors of 1 B to 64 MiB to and fro between every two devices, fits
 latency and bandwidth, and prints them as TOML to paste into a cluster file.
+Between two processes (Linux) it also measures the processor time that sending
+and receiving take and what a step on the second device costs beforehand.
 To measure between hosts, start one process on each, with the same --host
 options; all but the one that measures also get --serve. TensorFlow's servers
 listen on every interface and ask for no password: measure between hosts on a
@@ -85,6 +88,7 @@ def run(args: argparse.Namespace) -> None:
   load_tensorflow()
   # Imports TensorFlow.
   from baechi_tf.costs import communication
+  from baechi_tf.costs import processor_time
 
   target = ""
   if args.host:
@@ -112,14 +116,27 @@ def run(args: argparse.Namespace) -> None:
         progress=progress.count(f"measuring {a} to {b}: size"),
       )
       fit = communication.fit_link(times.sizes, times.times_us)
-      links.append((a, b, times, fit))
+      processor = None
+      if not processor_time.share_process(a, b):
+        processor = processor_time.measure_processor_time(
+          a,
+          b,
+          target=target,
+          sizes=sizes,
+          progress=progress.count(f"processor time, {a} to {b}: size"),
+        )
+      links.append((a, b, times, fit, processor))
+  fits = [x and processor_time.fit_processor_time(x) for *_, x in links]
   if args.json:
-    print(json.dumps({"links": [_fields(*link) for link in links]}))
+    fields = [_fields(*x) for x in zip(links, fits, strict=True)]
+    print(json.dumps({"links": fields}))
   else:
-    print(
-      "\n".join(communication.to_toml(a, b, fit) for a, b, _, fit in links),
-      end="",
-    )
+    blocks = [
+      communication.to_toml(a, b, fit)
+      + (processor_time.to_toml(processor) if processor else "")
+      for (a, b, _, fit, _), processor in zip(links, fits, strict=True)
+    ]
+    print("\n".join(blocks), end="")
 
 
 def _default_devices(hosts: list[str]) -> tuple[str, ...]:
@@ -141,8 +158,9 @@ def _check(args: argparse.Namespace, devices: list[str]) -> None:
     )
 
 
-def _fields(a: str, b: str, times, fit) -> dict:
-  return {
+def _fields(link, processor_fit) -> dict:
+  a, b, times, fit, processor = link
+  fields = {
     "devices": [a, b],
     "latency_us": fit.latency_us,
     # JSON has no infinity: null where the size makes no difference.
@@ -153,3 +171,14 @@ def _fields(a: str, b: str, times, fit) -> dict:
     "sizes": list(times.sizes),
     "times_us": list(times.times_us),
   }
+  if processor is None:
+    return fields
+  measured = dataclasses.asdict(processor)
+  return (
+    fields
+    | dataclasses.asdict(processor_fit)
+    | {
+      f"{name}_times_us": list(measured[f"{name}_us"])
+      for name in ("send", "receive", "in_flight")
+    }
+  )

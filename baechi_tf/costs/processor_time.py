@@ -51,6 +51,25 @@ class ProcessorTimes:
   dispatch_us: float
 
 
+@dataclasses.dataclass(frozen=True)
+class ProcessorFit:
+  """The keys of a cluster file's link for the processor time of transfers.
+
+  Attributes:
+    send_us: microseconds a message takes of the sender's processor.
+    send_us_per_byte: microseconds a byte takes there.
+    receive_us: microseconds a message takes of the receiver's processor.
+    receive_us_per_byte: microseconds a byte takes there.
+    dispatch_us: a step's fixed cost, one way, of the second device.
+  """
+
+  send_us: float
+  send_us_per_byte: float
+  receive_us: float
+  receive_us_per_byte: float
+  dispatch_us: float
+
+
 def share_process(device_a: str, device_b: str) -> bool:
   """Returns whether both devices belong to one process."""
   a, b = map(tf.DeviceSpec.from_string, (device_a, device_b))
@@ -97,6 +116,32 @@ def measure_processor_time(
   dispatch_us = _measure_dispatch(device_a, device_b, target, 100 * repeats)
   return ProcessorTimes(
     tuple(sizes), send_us, receive_us, in_flight_us, dispatch_us
+  )
+
+
+def fit_processor_time(times: ProcessorTimes) -> ProcessorFit:
+  """Returns the times per message and per byte, fitted as `fit_link` does.
+
+  Raises:
+    ValueError: fewer than two different sizes have a positive time.
+  """
+  send, receive = (
+    communication.fit_link(times.sizes, x)
+    for x in (times.send_us, times.receive_us)
+  )
+  return ProcessorFit(
+    send_us=send.latency_us,
+    send_us_per_byte=1 / send.bytes_per_us,
+    receive_us=receive.latency_us,
+    receive_us_per_byte=1 / receive.bytes_per_us,
+    dispatch_us=times.dispatch_us,
+  )
+
+
+def to_toml(fit: ProcessorFit) -> str:
+  """Returns the keys to append to the block of `communication.to_toml`."""
+  return "".join(
+    f"{name} = {value:.4g}\n" for name, value in dataclasses.asdict(fit).items()
   )
 
 
@@ -154,7 +199,7 @@ def _batch(size, count, device_a, device_b, last):
     tensors = [tf.fill([size], seed) for _ in range(count)]
   with tf.device(device_b):
     taken = [x[-1] for x in tensors]
-    total = tf.add_n(taken)
+    total = tf.reduce_max(tf.stack(taken))
   with tf.device(last):
     return seed, tf.identity(total)
 

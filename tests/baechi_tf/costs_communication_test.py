@@ -11,6 +11,7 @@ import pytest
 
 from baechi_tf.cluster import cluster_from_tables
 from baechi_tf.costs import communication
+from baechi_tf.costs import processor_time
 from baechi_tf.costs.communication import LinkFit
 
 SERVER = """
@@ -195,3 +196,64 @@ def test_measure_devices_of_this_process():
     "/device:CPU:0", "/device:CPU:1", sizes=(1, 1024), repeats=2
   )
   assert min(measured.times_us) >= 0
+
+
+def test_processor_time_between_processes_grows_with_the_size(hosts):
+  devices = [f"/job:worker/task:{task}/device:CPU:0" for task in range(2)]
+  times = processor_time.measure_processor_time(
+    *devices, target=f"grpc://{hosts[0]}", sizes=(1, 16 << 20), repeats=1
+  )
+  for spent_us in (times.send_us, times.receive_us):
+    # Each end copies 16 MiB at least once, which no processor does in 50 us.
+    assert spent_us[1] > 50
+    assert spent_us[1] > spent_us[0] >= 0
+  assert times.dispatch_us > 0
+
+
+def test_processor_time_within_a_process_is_refused():
+  with pytest.raises(ValueError, match="belong to one process"):
+    processor_time.measure_processor_time(
+      "/device:CPU:0", "/device:CPU:1", target=""
+    )
+
+
+@pytest.mark.parametrize(
+  ("device", "same"),
+  [
+    ("/job:a/replica:0/task:0/device:CPU:1", True),
+    ("/job:a/task:1/device:CPU:0", False),
+    ("/job:b/task:0/device:CPU:0", False),
+  ],
+)
+def test_share_process_compares_job_and_task(device, same):
+  assert (
+    processor_time.share_process("/job:a/task:0/device:CPU:0", device) == same
+  )
+
+
+def test_reading_is_cpu_time_divided_by_the_allowed_cores():
+  stat = b"12 (a) b (c) S 1 1 1 0 -1 4 9 7 0 0 467 33 8 8 20 0 8"
+  status = b"Name:\tx\nCpus_allowed:\t1,00000003\nCpus_allowed_list:\t0-1,32\n"
+  # 467 + 33 ticks of 10 ms over the three cores of the mask.
+  assert processor_time.parse_reading(stat, status) == pytest.approx(5e6 / 3)
+
+
+def test_processor_fit_exact_times_gives_them_back_as_toml():
+  sizes = communication.SIZES
+  times = processor_time.ProcessorTimes(
+    sizes=sizes,
+    send_us=tuple(20 + 3e-4 * s for s in sizes),
+    receive_us=tuple(30 + 5e-4 * s for s in sizes),
+    in_flight_us=(0.0,) * len(sizes),
+    dispatch_us=150.0,
+  )
+  fit = processor_time.fit_processor_time(times)
+  assert tomllib.loads(processor_time.to_toml(fit)) == pytest.approx(
+    {
+      "send_us": 20,
+      "send_us_per_byte": 3e-4,
+      "receive_us": 30,
+      "receive_us_per_byte": 5e-4,
+      "dispatch_us": 150,
+    }
+  )
