@@ -247,6 +247,7 @@ def session_config(
   """
   config = tf.compat.v1.ConfigProto(allow_soft_placement=False)
   config.graph_options.rewrite_options.disable_meta_optimizer = True
+  config.graph_options.optimizer_options.opt_level = -1  # L0: merges no ops
   if not target:
     # Makes the logical CPUs exist; GPUs are found without this.
     config.device_count["CPU"] = 1 + max(map(_cpu_index, devices))

@@ -169,8 +169,8 @@ def _measure_size(device_a, device_b, target, size, repeats):
   graph = tf.Graph()
   with graph.as_default():
     readings = [_reading(device) for device in (device_a, device_b)]
-    across = _batch(size, count, device_a, device_b, device_b)
-    alone = _batch(size, count, device_a, device_a, device_b)
+    across = _batch(size, count, device_a, device_b, send=True)
+    alone = _batch(size, count, device_a, device_b, send=False)
   config = communication.session_config((device_a, device_b), target)
   with v1.Session(target, graph=graph, config=config) as session:
     communication.check_devices(session, (device_a, device_b))
@@ -192,22 +192,23 @@ def _reading(device):
     return path, tf.io.read_file(path)
 
 
-def _batch(size, count, device_a, device_b, last):
-  """Makes tensors on a, takes a byte of each on b, and ends on `last`."""
+def _batch(size, count, device_a, device_b, *, send: bool):
+  """Makes tensors on a, and takes a byte of each there and on b."""
   with tf.device(device_a):
     seed = v1.placeholder(tf.uint8, [])
     tensors = [tf.fill([size], seed) for _ in range(count)]
+    ends = [tensor[-1].op for tensor in tensors]
   with tf.device(device_b):
-    taken = [x[-1] for x in tensors]
-    total = tf.reduce_max(tf.stack(taken))
-  with tf.device(last):
-    return seed, tf.identity(total)
+    # The same ops run on b whether or not it receives what they read.
+    there = tensors if send else [tf.fill([1], np.uint8(0))] * count
+    ends += [tensor[-1].op for tensor in there]
+  return seed, ends
 
 
 def _spent_us(session, batch, readings) -> np.ndarray:
   """CPU time at either end and wall time, of one step."""
-  seed, last = batch
-  step = session.make_callable(last.op, [seed])
+  seed, ends = batch
+  step = session.make_callable(ends, [seed])
   step(np.uint8(0))  # connects and allocates
   before = _read(session, readings)
   steps, start = 0, time.perf_counter()
