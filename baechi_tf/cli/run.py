@@ -107,18 +107,13 @@ def run(args: argparse.Namespace) -> None:
       limit_memory=args.limit_memory,
     ) as running:
       progress("loading the model")
-      running.load("model", args.model, args.signature, values, tags=args.tags)
+      executed = running.load(
+        "model", args.model, args.signature, values, tags=args.tags
+      )
       progress("running steps")
       running.run("model", max(args.warmup, 1))
       measured = running.run("model", args.steps)
       trace = running.trace("model")
-    index = {name: k for k, name in enumerate(cluster.device_names)}
-    executed = written_plan.executed_names(item)
-    index_of = {
-      executed[op]: index[x]
-      for op, x in (device_of or {}).items()
-      if op in executed
-    }
     fields = run_fields(
       running,
       cluster,
@@ -126,9 +121,9 @@ def run(args: argparse.Namespace) -> None:
       measured_devices(
         running,
         trace,
-        cluster.num_devices,
-        index_of,
-        None if graph is None else _output_bytes(graph, executed),
+        executed,
+        cluster.device_names,
+        None if graph is None else written_plan.output_bytes(item, graph),
       ),
       model=args.model,
       makespan_us=None if graph is None else simulation.makespan_us,
@@ -173,15 +168,3 @@ def _predict(args, cluster: Cluster, device_of, progress: Progress):
     model.graph, cluster, placement.device, policy="executor"
   )
   return model.graph, simulation
-
-
-def _output_bytes(graph, executed) -> dict[str, int]:
-  """Returns the bytes of each op's largest output, by its executed name."""
-  sizes = {}
-  pairs = zip(
-    graph.tensor_op.tolist(), graph.tensor_bytes.tolist(), strict=True
-  )
-  for op, size in pairs:
-    name = executed.get(graph.names[op])
-    sizes[name] = max(size, sizes.get(name, 0))
-  return sizes

@@ -1,6 +1,5 @@
 """A run's figures beside the prediction, as plain data and as text."""
 
-import re
 from collections.abc import Mapping
 from collections.abc import Sequence
 
@@ -15,13 +14,11 @@ from baechi_tf.reports.quantities import size
 from baechi_tf.reports.quantities import table
 from baechi_tf.reports.summary import Fields
 from baechi_tf.runner.cluster_run import ClusterRun
+from baechi_tf.runner.cluster_run import Executed
 from baechi_tf.runner.cluster_run import Measurement
 from baechi_tf.runner.cluster_run import StepTrace
-from baechi_tf.runner.cluster_run import TracedOp
+from baechi_tf.runner.tasks import device_key
 from baechi_tf.simulator import Simulation
-
-_SEND, _RECEIVE = "_Send", "_Recv"
-_EDGE = re.compile(r"(.+)/_\d+")  # a send's name: its op's, and a number
 
 
 def predicted_devices(
@@ -48,25 +45,11 @@ def predicted_devices(
   ]
 
 
-def device_of_op(
-  run: ClusterRun, op: TracedOp, index_of: Mapping[str, int]
-) -> int | None:
-  """Returns the device that an op ran on; None if that is not known.
-
-  Args:
-    run: the processes.
-    op: an op that ran.
-    index_of: the device of each planned op.
-  """
-  devices = run.tasks[op.task].devices
-  return devices[0] if len(devices) == 1 else index_of.get(op.name)
-
-
 def measured_devices(
   run: ClusterRun,
   trace: StepTrace,
-  num_devices: int,
-  index_of: Mapping[str, int],
+  executed: Executed,
+  device_names: Sequence[str],
   bytes_of: Mapping[str, int] | None,
 ) -> list[Fields]:
   """Returns what a traced step shows of each device.
@@ -74,29 +57,37 @@ def measured_devices(
   Args:
     run: the processes.
     trace: a step of theirs.
-    num_devices: of the cluster.
-    index_of: the device of each planned op.
-    bytes_of: the bytes of each op's output; None if they are not known.
+    executed: the graph of the step.
+    device_names: the cluster's.
+    bytes_of: the bytes of each op's output, by the op's name in `executed`;
+      None if they are not known.
   """
-  spans = [[] for _ in range(num_devices)]
-  moved = [{_SEND: [], _RECEIVE: []} for _ in range(num_devices)]
+  index = {device_key(name): k for k, name in enumerate(device_names)}
+  index_of = {
+    node: index.get(device_key(name))
+    for node, name in executed.device_of.items()
+  }
+  spans = [[] for _ in device_names]
   for op in trace.ops:
-    k = device_of_op(run, op, index_of)
+    k = index_of.get(op.name, run.tasks[op.task].devices[0])
     if k is not None:
       spans[k].append((op.begin_us, op.end_us))
-      if op.op_type in moved[k]:
-        moved[k][op.op_type].append(op.name)
-  alone = {x.devices[0] for x in run.tasks if len(x.devices) == 1}
+  moved = {key: [[] for _ in device_names] for key in ("in", "out")}
+  for name, send in executed.sends.items():
+    size = None
+    if bytes_of is not None:
+      size = bytes_of.get(send.tensor.partition(":")[0], 0)
+    ends = {"out": index_of[name], "in": index.get(device_key(send.receiver))}
+    for key, k in ends.items():
+      if k is not None:
+        moved[key][k].append(size)
   fields = []
-  for k in range(num_devices):
+  for k in range(len(device_names)):
     busy = _union_us(spans[k])
     row = {"busy_time_us": busy, "idle_time_us": trace.time_us - busy}
-    for key, op_type in (("in", _RECEIVE), ("out", _SEND)):
-      names = moved[k][op_type]
-      row[f"tensors_{key}"] = len(names) if k in alone else None
-      row[f"bytes_{key}"] = None
-      if k in alone and bytes_of is not None:
-        row[f"bytes_{key}"] = sum(_bytes(x, bytes_of) for x in names)
+    for key, sizes in moved.items():
+      row[f"tensors_{key}"] = len(sizes[k])
+      row[f"bytes_{key}"] = None if bytes_of is None else sum(sizes[k])
     fields.append(row)
   return fields
 
@@ -212,11 +203,6 @@ def _device_rows(devices: Sequence[Fields]):
 
 def _size(num_bytes: int | None) -> str:
   return "-" if num_bytes is None else size(num_bytes)
-
-
-def _bytes(send: str, bytes_of: Mapping[str, int]) -> int:
-  match = _EDGE.fullmatch(send)
-  return bytes_of.get(match[1], 0) if match else 0
 
 
 def _union_us(spans: Sequence[tuple[float, float]]) -> float:

@@ -89,6 +89,32 @@ class Measurement:
 
 
 @dataclasses.dataclass(frozen=True)
+class Send:
+  """A tensor that leaves a device in every step.
+
+  Attributes:
+    tensor: its name in the graph that runs, such as "dense/MatMul".
+    receiver: the device that it goes to.
+  """
+
+  tensor: str
+  receiver: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Executed:
+  """The graph that TensorFlow runs for a step, after its own rewriting.
+
+  Attributes:
+    device_of: the device of each node.
+    sends: by the name of the node that sends.
+  """
+
+  device_of: Mapping[str, str]
+  sends: Mapping[str, Send]
+
+
+@dataclasses.dataclass(frozen=True)
 class TracedOp:
   """One op that ran.
 
@@ -151,8 +177,8 @@ class ClusterRun:
     *,
     tags: Iterable[str] | None = None,
     device: str | None = None,
-  ) -> None:
-    """Has the client load a model.
+  ) -> Executed:
+    """Has the client load a model, and run its step once.
 
     Args:
       key: what `run` calls it.
@@ -163,12 +189,15 @@ class ClusterRun:
       device: where all of a model goes that is not placed; None for a placed
         one.
 
+    Returns:
+      What TensorFlow runs for a step.
+
     Raises:
-      ChildProcessError: a process ended, or the model does not load.
+      ChildProcessError: a process ended, or the model does not load or run.
     """
     archive = os.path.join(self.directory, f"{key}.npz")
     np.savez(archive, **inputs)
-    self._ask(
+    answer = self._ask(
       0,
       {
         "ask": "load",
@@ -180,6 +209,18 @@ class ClusterRun:
         "device": device,
       },
     )
+    return Executed(
+      answer["device_of"],
+      {name: Send(*x) for name, x in answer["sends"].items()},
+    )
+
+  def unload(self, key: str) -> None:
+    """Has the client free a model.
+
+    Raises:
+      ChildProcessError: a process ended.
+    """
+    self._ask(0, {"ask": "unload", "key": key})
 
   def run(self, key: str, num_steps: int) -> Measurement:
     """Has the client run steps of a model that was loaded.

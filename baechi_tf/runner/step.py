@@ -9,8 +9,16 @@ from collections.abc import Mapping
 import numpy as np
 import tensorflow as tf
 
+from baechi_tf import private
 from baechi_tf.saved_model import load
 from baechi_tf.signatures import choose_signature
+
+context = private.find(
+  "tensorflow.python.eager.context", "the graphs that a step runs as"
+)
+
+# The device of each node, and of each send the tensor and where it goes.
+Executed = tuple[dict[str, str], dict[str, tuple[str, str]]]
 
 
 def load_step(
@@ -44,14 +52,47 @@ def load_step(
   _, specs = function.structured_input_signature
   arguments = {name: _value(name, x, values) for name, x in specs.items()}
 
-  # A function does not hold the model's variables.
   return functools.partial(_step, model, function, arguments, device)
 
 
 def _step(model, function, arguments, device: str | None) -> None:
+  """Runs the step, up to its outputs being here: a remote call returns early.
+
+  The model is held because a function does not hold its variables.
+  """
   del model
   with tf.device(device):
-    function(**arguments)
+    outputs = function(**arguments)
+  for output in tf.nest.flatten(outputs, expand_composites=True):
+    output.numpy()
+
+
+def executed_graph(step: Callable[[], None]) -> Executed:
+  """Runs a step for the first time and returns what TensorFlow runs for it.
+
+  Raises:
+    RuntimeError: the step has run before: TensorFlow does not tell again.
+  """
+  context.enable_run_metadata()
+  try:
+    step()
+    metadata = context.export_run_metadata()
+  finally:
+    context.disable_run_metadata()
+  # Whatever else runs, such as a constant, is a function of its own: the step
+  # is the largest.
+  graphs = max(
+    (x.partition_graphs for x in metadata.function_graphs),
+    key=lambda graphs: sum(len(x.node) for x in graphs),
+    default=(),
+  )
+  device_of, sends = {}, {}
+  for node in (node for graph in graphs for node in graph.node):
+    device_of[node.name] = node.device
+    if node.op == "_Send":
+      receiver = node.attr["recv_device"].s.decode()
+      sends[node.name] = (node.input[0], receiver)
+  return device_of, sends
 
 
 def _value(name: str, spec, values: Mapping[str, np.ndarray]):

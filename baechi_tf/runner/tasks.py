@@ -33,6 +33,24 @@ class Task:
     return f"/job:{self.job}/task:{self.index}"
 
 
+def device_key(name: str) -> tuple[tuple[str, int], str, int]:
+  """Returns the job and task, the type and the index that a name says.
+
+  Raises:
+    ValueError: the name is none of TensorFlow's.
+  """
+  fields = _fields(name)
+  kind, number = fields.get("device", ("", ""))
+  task = fields.get("task", "0")
+  if not (kind.isalnum() and number.isdigit() and task.isdigit()):
+    raise ValueError(
+      f"device {name!r} is no TensorFlow device that can run: its name should"
+      ' be like "/job:worker/replica:0/task:0/device:CPU:0"'
+    )
+  job = fields.get("job", _LOCAL_JOB)
+  return (job, int(task)), kind.upper(), int(number)
+
+
 def tasks_of(device_names: Sequence[str]) -> tuple[Task, ...]:
   """Returns the processes of some devices; the first one is the client.
 
@@ -44,7 +62,7 @@ def tasks_of(device_names: Sequence[str]) -> tuple[Task, ...]:
   """
   devices, num_cpus = {}, {}
   for k, name in enumerate(device_names):
-    key, kind, number = _parse(name)
+    key, kind, number = device_key(name)
     devices.setdefault(key, []).append(k)
     cpus = number + 1 if kind == "CPU" else 1
     num_cpus[key] = max(num_cpus.get(key, 1), cpus)
@@ -67,20 +85,6 @@ def cluster_spec(
 def needs_servers(tasks: Sequence[Task]) -> bool:
   """Whether processes have to find each other: devices of one are its own."""
   return len(tasks) > 1 or tasks[0].job != _LOCAL_JOB
-
-
-def _parse(name: str) -> tuple[tuple[str, int], str, int]:
-  """Returns the job and task, the type and the index of a device."""
-  fields = _fields(name)
-  kind, number = fields.get("device", ("", ""))
-  task = fields.get("task", "0")
-  if not (kind.isalnum() and number.isdigit() and task.isdigit()):
-    raise ValueError(
-      f"device {name!r} is no TensorFlow device that can run: its name should"
-      ' be like "/job:worker/replica:0/task:0/device:CPU:0"'
-    )
-  job = fields.get("job", _LOCAL_JOB)
-  return (job, int(task)), kind.upper(), int(number)
 
 
 def _fields(name: str) -> Mapping[str, str | tuple[str, str]]:

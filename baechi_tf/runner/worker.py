@@ -101,16 +101,25 @@ def connect(worker: Worker, question: Mapping[str, Any]) -> dict[str, Any]:
 
 @_answers
 def load(worker: Worker, question: Mapping[str, Any]) -> dict[str, Any]:
-  """Loads a SavedModel and makes its step ready."""
+  """Loads a SavedModel, runs its step once, and returns what that runs."""
   from baechi_tf.runner import step
 
-  worker.models[question["key"]] = step.load_step(
+  model = step.load_step(
     question["path"],
     question["signature"],
     question["tags"],
     question["inputs"],
     question["device"],
   )
+  device_of, sends = step.executed_graph(model)
+  worker.models[question["key"]] = model
+  return {"device_of": device_of, "sends": sends}
+
+
+@_answers
+def unload(worker: Worker, question: Mapping[str, Any]) -> dict[str, Any]:
+  """Frees a model."""
+  del worker.models[question["key"]]
   return {}
 
 

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 
 from baechi_tf.function_library import parse_ref
 from baechi_tf.graph_item import GraphItem
+from baechi_tf.op_graph import OpGraph
 
 
 def written_devices(item: GraphItem) -> dict[str, str]:
@@ -32,6 +33,19 @@ def executed_names(item: GraphItem) -> dict[str, str]:
   """
   paths = {op: item.paths[op] for op in item.op_names if item.paths[op]}
   return {op: "/".join(x[1:] or x) for op, x in paths.items()}
+
+
+def output_bytes(item: GraphItem, graph: OpGraph) -> dict[str, int]:
+  """Returns the bytes of each op's largest output, by its executed name."""
+  executed = executed_names(item)
+  sizes = {}
+  pairs = zip(
+    graph.tensor_op.tolist(), graph.tensor_bytes.tolist(), strict=True
+  )
+  for op, size in pairs:
+    name = executed.get(graph.names[op])
+    sizes[name] = max(size, sizes.get(name, 0))
+  return sizes
 
 
 def plan_to_run(
