@@ -65,3 +65,14 @@ def add_report(parser: argparse.ArgumentParser) -> None:
     help="also write a report: a summary, a trace for Perfetto or"
     " chrome://tracing, and the plan",
   )
+
+
+def add_network(parser: argparse.ArgumentParser) -> None:
+  """Adds `--listen-on-network`."""
+  parser.add_argument(
+    "--listen-on-network",
+    action="store_true",
+    help="leave the processes in this machine's network, where TensorFlow's"
+    " servers listen on every interface and ask for no password; default: a"
+    " network of their own",
+  )

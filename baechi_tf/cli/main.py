@@ -29,7 +29,6 @@ from baechi_tf.printable import printable
 
 BAD_INPUT = 2
 INFEASIBLE = 3
-INTERRUPTED = 128 + signal.SIGINT
 
 _SUBCOMMANDS = (
   place,
@@ -74,8 +73,9 @@ def main(argv: Sequence[str]) -> int:
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
   except (ValueError, OSError, flags.Error) as error:
     return _complain(error, BAD_INPUT)
-  except KeyboardInterrupt:
-    return _complain("interrupted", INTERRUPTED)
+  except KeyboardInterrupt as stopped:
+    number = stopped.args[0] if stopped.args else signal.SIGINT
+    return _complain("interrupted", 128 + number)
   return 0
 
 

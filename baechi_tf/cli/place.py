@@ -6,7 +6,9 @@ import os
 
 from baechi_tf import atomic
 from baechi_tf.cli import model_input
+from baechi_tf.cli import verification
 from baechi_tf.cli.help import add_json
+from baechi_tf.cli.help import add_network
 from baechi_tf.cli.help import add_report
 from baechi_tf.cli.help import add_subparser
 from baechi_tf.cli.help import path
@@ -75,6 +77,13 @@ def add_parser(subparsers) -> None:
     " default: the model, for a cost graph the plan",
   )
   add_report(parser)
+  parser.add_argument(
+    "--verify",
+    action="store_true",
+    help="run the placed model beside the model on one device, in processes of"
+    " this machine; if it is slower, correct the costs and plan again",
+  )
+  add_network(parser)
   parser.add_argument(
     "--overwrite",
     action="store_true",
@@ -167,6 +176,7 @@ def run(args: argparse.Namespace) -> None:
       f"{args.model} is a cost graph, of which there is no model to write; use"
       " --emit plan"
     )
+  verification.check_arguments(args, emit == _MODEL)
   output = _output(args, emit)
   report_to = None
   if args.report:
@@ -177,6 +187,16 @@ def run(args: argparse.Namespace) -> None:
     planned, summary = plan_and_summarize(
       args, model, cluster, args.placer, progress
     )
+    if args.verify:
+      model, cluster, planned, summary = verification.verified(
+        args,
+        model,
+        cluster,
+        planned,
+        summary,
+        lambda *x: plan_and_summarize(args, *x, progress),
+        progress,
+      )
     summary["notes"] += _memory_notes(args)
     progress("writing")
     with atomic.publishing() as outputs:
@@ -302,5 +322,7 @@ def _text(args, summary: Fields, seconds: float) -> str:
     return json.dumps({**summary, **written, "planning_seconds": seconds})
   written = [args.output, *([args.report] if args.report else [])]
   lines = [f"planned in {seconds:.2f} s"]
+  if args.verify:
+    lines = [verification.story(summary["verification"]), *lines]
   lines += [f"wrote {x}" for x in printable(written)]
   return report(summary) + "\n".join(lines)

@@ -6,6 +6,7 @@ import os
 
 from baechi_tf.cli import model_input
 from baechi_tf.cli.help import add_json
+from baechi_tf.cli.help import add_network
 from baechi_tf.cli.help import add_subparser
 from baechi_tf.cli.help import path
 from baechi_tf.cli.progress import Progress
@@ -72,13 +73,7 @@ def add_parser(subparsers) -> None:
     help="have the system kill a process that needs more than the memory of"
     " its devices, beyond what it takes without a model",
   )
-  parser.add_argument(
-    "--listen-on-network",
-    action="store_true",
-    help="leave the processes in this machine's network, where TensorFlow's"
-    " servers listen on every interface and ask for no password; default: a"
-    " network of their own",
-  )
+  add_network(parser)
   add_json(parser)
   model_input.add_step_arguments(parser)
   model_input.add_input_arguments(parser)
