@@ -1,8 +1,8 @@
 """The command `baechi`: parses the arguments and runs a subcommand.
 
 Bad input is one line on stderr and exit code 2, a model that does not fit one
-line and exit code 3, Ctrl-C one line and exit code 130. Anything else is a bug,
-and may trace.
+line and exit code 3, Ctrl-C one line and exit code 130, SIGTERM one
+line and 143. Anything else is a bug, and may trace.
 """
 
 import argparse
@@ -83,7 +83,15 @@ def run() -> NoReturn:
   """The console script."""
   # A character that the terminal's encoding lacks must not fail the run.
   sys.stdout.reconfigure(errors="backslashreplace")
+  # Being told to end must end the processes of a run too.
+  signal.signal(signal.SIGTERM, _interrupt)
   sys.exit(main(sys.argv[1:]))
+
+
+def _interrupt(number: int, frame) -> NoReturn:
+  """Ends this process as Ctrl-C does: a handler of signals."""
+  del frame
+  raise KeyboardInterrupt(number)
 
 
 def _parser() -> argparse_flags.ArgumentParser:

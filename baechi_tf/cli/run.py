@@ -3,7 +3,9 @@
 import argparse
 import json
 import os
+import sys
 
+from baechi_tf import atomic
 from baechi_tf.cli import model_input
 from baechi_tf.cli.help import add_json
 from baechi_tf.cli.help import add_network
@@ -12,12 +14,13 @@ from baechi_tf.cli.help import path
 from baechi_tf.cli.progress import Progress
 from baechi_tf.cluster import Cluster
 from baechi_tf.json_file import read_json
+from baechi_tf.output_path import file_output
 from baechi_tf.placement import placement_for
 from baechi_tf.reports.run_report import measured_devices
-from baechi_tf.reports.run_report import predicted_devices
 from baechi_tf.reports.run_report import run_fields
 from baechi_tf.reports.run_report import run_text
-from baechi_tf.runner.cluster_run import local_run
+from baechi_tf.reports.run_trace import run_trace_lines
+from baechi_tf.runner import start
 from baechi_tf.simulator import simulate
 
 _DESCRIPTION = """\
@@ -30,7 +33,17 @@ the plan predicts is shown beside it.
 _EXAMPLE = """\
 baechi place model/ placed/ --cluster two.toml --profile model.profile
 baechi run placed/ --cluster two.toml --profile model.profile
+
+on b, then on a:
+baechi run placed/ --cluster two.toml --host a:2222 --host b:2222 \\
+    --task 1 --serve
+baechi run placed/ --cluster two.toml --host a:2222 --host b:2222
 """
+_WARNING = (
+  "baechi: warning: TensorFlow's server listens on every interface and asks for"
+  " no password; whoever reaches this machine can read and write files as this"
+  " user: use a trusted network only"
+)
 
 
 def add_parser(subparsers) -> None:
@@ -74,7 +87,40 @@ def add_parser(subparsers) -> None:
     " its devices, beyond what it takes without a model",
   )
   add_network(parser)
+  parser.add_argument(
+    "--trace",
+    metavar="FILE",
+    type=path,
+    help="write one step, predicted and measured, for Perfetto or"
+    " chrome://tracing",
+  )
+  parser.add_argument(
+    "--overwrite", action="store_true", help="replace FILE if it exists"
+  )
   add_json(parser)
+  group = parser.add_argument_group(
+    "hosts", "With these, a process runs on each host instead of all here."
+  )
+  group.add_argument(
+    "--host",
+    metavar="ADDRESS:PORT",
+    action="append",
+    default=[],
+    help="a host for each process, in the order of the cluster's devices, the"
+    " same everywhere; the first is this one",
+  )
+  group.add_argument(
+    "--task",
+    metavar="N",
+    type=int,
+    default=0,
+    help="with --serve, which of the hosts this one is, counted from 0",
+  )
+  group.add_argument(
+    "--serve",
+    action="store_true",
+    help="wait for the first host to run steps here; ends with Ctrl-C",
+  )
   model_input.add_step_arguments(parser)
   model_input.add_input_arguments(parser)
   model_input.add_cost_arguments(parser)
@@ -84,6 +130,12 @@ def run(args: argparse.Namespace) -> None:
   """Runs the subcommand."""
   cluster = model_input.read_devices(args)
   _check(args)
+  if args.host:
+    print(_WARNING, file=sys.stderr, flush=True)
+  if args.serve:
+    start.serve(cluster, args.host, args.task)
+  elif args.host:
+    start.check_hosts(start.tasks_of(cluster.device_names), args.host)
   planned = _read_plan(args.plan) if args.plan else None
   with Progress() as progress:
     item = model_input.read_step(args, progress)
@@ -96,11 +148,7 @@ def run(args: argparse.Namespace) -> None:
     )
     graph, simulation = _predict(args, cluster, device_of, progress)
     progress("starting the processes")
-    with local_run(
-      cluster,
-      private=not args.listen_on_network,
-      limit_memory=args.limit_memory,
-    ) as running:
+    with _processes(args, cluster) as running:
       progress("loading the model")
       executed = running.load(
         "model", args.model, args.signature, values, tags=args.tags
@@ -109,25 +157,36 @@ def run(args: argparse.Namespace) -> None:
       running.run("model", max(args.warmup, 1))
       measured = running.run("model", args.steps)
       trace = running.trace("model")
+    bytes_of = None
+    if graph is not None:
+      bytes_of = written_plan.output_bytes(item, graph)
     fields = run_fields(
       running,
       cluster,
       measured,
       measured_devices(
-        running,
-        trace,
-        executed,
-        cluster.device_names,
-        None if graph is None else written_plan.output_bytes(item, graph),
+        running, trace, executed, cluster.device_names, bytes_of
       ),
       model=args.model,
-      makespan_us=None if graph is None else simulation.makespan_us,
-      predicted=None
-      if graph is None
-      else predicted_devices(graph, cluster, simulation),
+      prediction=None if graph is None else (graph, simulation),
     )
     fields["notes"] += notes
+    if args.trace:
+      lines = run_trace_lines(
+        cluster, trace, executed, None if graph is None else (graph, simulation)
+      )
+      with atomic.publishing() as outputs:
+        output = file_output(args.trace, args.overwrite)
+        outputs.write_text(output.path, lines, output.check_replaced)
   print(json.dumps(fields) if args.json else run_text(fields))
+
+
+def _processes(args: argparse.Namespace, cluster: Cluster):
+  if args.host:
+    return start.remote_run(cluster, args.host)
+  return start.local_run(
+    cluster, private=not args.listen_on_network, limit_memory=args.limit_memory
+  )
 
 
 def _check(args: argparse.Namespace) -> None:
@@ -136,6 +195,16 @@ def _check(args: argparse.Namespace) -> None:
     raise ValueError(f"{args.model} is no SavedModel directory")
   if args.fetch:
     raise ValueError("--fetch is of no use here: run takes a --signature")
+  if (args.serve or args.task) and not args.host:
+    raise ValueError("--serve and --task need the hosts: give --host for each")
+  if args.task and not args.serve:
+    raise ValueError(
+      f"--task {args.task} is for --serve: the first host runs the steps"
+    )
+  if args.host and args.limit_memory:
+    raise ValueError("--limit-memory is for processes of this machine")
+  if args.trace:
+    file_output(args.trace, args.overwrite).check(apart_from=(args.model,))
   if args.steps < 1:
     raise ValueError(f"--steps {args.steps} must be at least 1")
   if args.warmup < 0:

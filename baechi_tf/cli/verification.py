@@ -12,7 +12,7 @@ from baechi_tf.cluster import Cluster
 from baechi_tf.planner import Plan
 from baechi_tf.reports.quantities import duration
 from baechi_tf.reports.summary import Fields
-from baechi_tf.runner.cluster_run import local_run
+from baechi_tf.runner.start import local_run
 from baechi_tf.runner.verification import Attempt
 from baechi_tf.runner.verification import Model
 from baechi_tf.runner.verification import TOLERANCE

@@ -14,14 +14,14 @@ from baechi_tf.reports.quantities import size
 from baechi_tf.reports.quantities import table
 from baechi_tf.reports.summary import Fields
 from baechi_tf.runner.cluster_run import ClusterRun
-from baechi_tf.runner.cluster_run import Executed
-from baechi_tf.runner.cluster_run import Measurement
-from baechi_tf.runner.cluster_run import StepTrace
+from baechi_tf.runner.measurement import Executed
+from baechi_tf.runner.measurement import Measurement
+from baechi_tf.runner.measurement import StepTrace
 from baechi_tf.runner.tasks import device_key
 from baechi_tf.simulator import Simulation
 
 
-def predicted_devices(
+def _predicted_devices(
   graph: OpGraph, cluster: Cluster, simulation: Simulation
 ) -> list[Fields]:
   """Returns what is predicted of each device in a step."""
@@ -81,10 +81,14 @@ def measured_devices(
     for key, k in ends.items():
       if k is not None:
         moved[key][k].append(size)
+  here = zip(run.tasks, run.children, strict=False)  # the first ones
+  seen = {k for task, _ in here for k in task.devices}
   fields = []
   for k in range(len(device_names)):
-    busy = _union_us(spans[k])
-    row = {"busy_time_us": busy, "idle_time_us": trace.time_us - busy}
+    row = {"busy_time_us": None, "idle_time_us": None}
+    if k in seen:
+      busy = _union_us(spans[k])
+      row = {"busy_time_us": busy, "idle_time_us": trace.time_us - busy}
     for key, sizes in moved.items():
       row[f"tensors_{key}"] = len(sizes[k])
       row[f"bytes_{key}"] = None if bytes_of is None else sum(sizes[k])
@@ -99,8 +103,7 @@ def run_fields(
   devices: Sequence[Fields],
   *,
   model: str,
-  makespan_us: float | None,
-  predicted: Sequence[Fields] | None,
+  prediction: tuple[OpGraph, Simulation] | None,
 ) -> Fields:
   """Returns the figures of a run, ready for JSON.
 
@@ -110,9 +113,14 @@ def run_fields(
     measured: the steps.
     devices: of `measured_devices`.
     model: what the user calls it.
-    makespan_us: the predicted step; None without a prediction.
-    predicted: of `predicted_devices`; None without a prediction.
+    prediction: the ops with their costs and the simulated step, if there are
+      costs.
   """
+  makespan_us, predicted = None, [None] * cluster.num_devices
+  if prediction is not None:
+    graph, simulation = prediction
+    makespan_us = simulation.makespan_us
+    predicted = _predicted_devices(graph, cluster, simulation)
   median_us = measured.median_us
   limits = run.limits or (None,) * len(run.children)
   return {
@@ -126,7 +134,7 @@ def run_fields(
     "devices": [
       {
         "name": device.name,
-        "predicted": None if predicted is None else predicted[k],
+        "predicted": predicted[k],
         "measured": devices[k],
       }
       for k, device in enumerate(cluster.devices)
@@ -151,8 +159,9 @@ def run_text(fields: Fields) -> str:
   fields = printable(fields)
   lines = [
     f"{fields['model']}: {fields['num_steps']} steps on"
-    f" {len(fields['devices'])} devices in {len(fields['processes'])} processes"
-    " of this machine",
+    f" {len(fields['devices'])} devices in {len(fields['processes'])}"
+    f" {'process' if len(fields['processes']) == 1 else 'processes'} of this"
+    " machine",
     "",
     f"measured step   {duration(fields['measured_step_us']):>11}  the median;"
     f" the fastest {duration(fields['least_step_us'])}",
@@ -192,13 +201,17 @@ def _device_rows(devices: Sequence[Fields]):
         yield [
           name,
           kind,
-          duration(row["busy_time_us"]),
-          duration(row["idle_time_us"]),
+          _duration(row["busy_time_us"]),
+          _duration(row["idle_time_us"]),
           _size(row["bytes_in"]),
           _size(row["bytes_out"]),
           _size(row.get("peak_memory_bytes")),
         ]
         name = ""
+
+
+def _duration(time_us: float | None) -> str:
+  return "-" if time_us is None else duration(time_us)
 
 
 def _size(num_bytes: int | None) -> str:

@@ -9,6 +9,7 @@ the transfer to the first op there that takes it.
 
 import heapq
 import json
+from collections.abc import Iterable
 from collections.abc import Iterator
 from typing import Any
 
@@ -28,16 +29,31 @@ _SEND = 1  # the first that shows what leaves; those that receive follow
 def trace_lines(
   graph: OpGraph, cluster: Cluster, simulation: Simulation
 ) -> Iterator[str]:
-  """Yields the trace's JSON text, an event a line."""
+  """Returns the trace's JSON text, an event a line."""
+  return encode_events(step_events(graph, cluster, simulation))
+
+
+def encode_events(events: Iterable[Event]) -> Iterator[str]:
+  """Yields a trace's JSON text, an event a line."""
   yield '{"displayTimeUnit": "ms", "traceEvents": [\n'
   comma = ""
-  for event in _events(graph, cluster, simulation):
+  for event in events:
     yield comma + _ENCODER.encode(event)
     comma = ",\n"
   yield "\n]}\n"
 
 
-def _events(graph, cluster, simulation) -> Iterator[Event]:
+def step_events(
+  graph: OpGraph, cluster: Cluster, simulation: Simulation, title: str = ""
+) -> Iterator[Event]:
+  """Yields the events of a predicted step.
+
+  Args:
+    graph: the ops.
+    cluster: the devices; each is a process of the trace.
+    simulation: the step.
+    title: what the names of the processes begin with.
+  """
   source = simulation.device[graph.tensor_op[simulation.transfer_tensor]]
   send_lane = _lanes(simulation, source, cluster.num_devices)
   receive_lane = _lanes(
@@ -49,15 +65,15 @@ def _events(graph, cluster, simulation) -> Iterator[Event]:
   send_track = _SEND + send_lane
   receive_track = _SEND + num_sending[simulation.transfer_target] + receive_lane
   for k, device in enumerate(cluster.devices):
-    yield _metadata("process_name", k, {"name": device.name})
-    yield _metadata("process_sort_index", k, {"sort_index": k})
-    yield _metadata("thread_name", k, {"name": "ops"}, _COMPUTE)
+    yield metadata("process_name", k, {"name": title + device.name})
+    yield metadata("process_sort_index", k, {"sort_index": k})
+    yield metadata("thread_name", k, {"name": "ops"}, _COMPUTE)
     for tracks, ends, name in (
       (send_track, source, "send"),
       (receive_track, simulation.transfer_target, "receive"),
     ):
       for track in np.unique(tracks[ends == k]).tolist():
-        yield _metadata("thread_name", k, {"name": name}, track)
+        yield metadata("thread_name", k, {"name": name}, track)
   yield from _op_events(graph, simulation)
   yield from _work_events(graph, cluster, simulation, source)
   yield from _transfer_events(
@@ -66,7 +82,8 @@ def _events(graph, cluster, simulation) -> Iterator[Event]:
   yield from _memory_events(simulation)
 
 
-def _metadata(name: str, device: int, args: Event, track: int = 0) -> Event:
+def metadata(name: str, device: int, args: Event, track: int = 0) -> Event:
+  """Returns an event that names or sorts a process, or one of its tracks."""
   return {"ph": "M", "name": name, "pid": device, "tid": track, "args": args}
 
 
@@ -97,7 +114,10 @@ def _in_time(simulation) -> np.ndarray:
   )
 
 
-def _slice(name, device, track, begin, end, args) -> Event:
+def time_slice(
+  name: str, device: int, track: int, begin: float, end: float, args: Event
+) -> Event:
+  """Returns an event that lasts; its times are microseconds."""
   return {
     "ph": "X",
     "name": name,
@@ -119,7 +139,7 @@ def _op_events(graph, simulation) -> Iterator[Event]:
   outputs = outputs.tolist()
   for op in sequence.tolist():
     args = {"output_bytes": outputs[op]}
-    yield _slice(
+    yield time_slice(
       graph.names[op], device[op], _COMPUTE, start[op], finish[op], args
     )
 
@@ -147,7 +167,7 @@ def _work_events(graph, cluster, simulation, source) -> Iterator[Event]:
     if work > 0:
       p = cluster.processor[k]
       begin, free[p] = max(at, free[p]), max(at, free[p]) + work
-      yield _slice(name, int(k), _COMPUTE, begin, free[p], {"transfer": t})
+      yield time_slice(name, int(k), _COMPUTE, begin, free[p], {"transfer": t})
 
 
 def _transfer_events(
@@ -162,8 +182,8 @@ def _transfer_events(
     here, there = int(source[t]), int(simulation.transfer_target[t])
     name = graph.names[producer]
     args = {"bytes": int(graph.tensor_bytes[tensor]), "from": here, "to": there}
-    yield _slice(name, here, int(send_track[t]), begin, end, args)
-    yield _slice(name, there, int(receive_track[t]), begin, end, args)
+    yield time_slice(name, here, int(send_track[t]), begin, end, args)
+    yield time_slice(name, there, int(receive_track[t]), begin, end, args)
     made = float(simulation.start_time_us[producer])
     taken = float(simulation.start_time_us[taker[t]])
     yield _arrow("s", t, here, _COMPUTE, made)

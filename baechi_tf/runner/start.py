@@ -1,0 +1,324 @@
+"""Starts the processes of a cluster, and ends them.
+
+A process for each task that the devices' names mention. The first device's is
+the client; the others serve. `local_run` starts all of them here, each on cores
+of its own; `remote_run` starts the client, and `serve` one of the others.
+"""
+
+import contextlib
+import dataclasses
+import os
+import socket
+import tempfile
+import time
+from collections.abc import Iterator
+from collections.abc import Sequence
+
+from baechi_tf.cluster import Cluster
+from baechi_tf.runner import child as processes
+from baechi_tf.runner import memory_limit
+from baechi_tf.runner import worker
+from baechi_tf.runner.child import Child
+from baechi_tf.runner.cluster_run import ClusterRun
+from baechi_tf.runner.measurement import Usage
+from baechi_tf.runner.tasks import cluster_spec
+from baechi_tf.runner.tasks import device_key
+from baechi_tf.runner.tasks import needs_servers
+from baechi_tf.runner.tasks import Task
+from baechi_tf.runner.tasks import tasks_of
+
+START_S = 120.0  # for a process to import TensorFlow and to serve
+ANSWER_S = 5.0  # for a host to answer
+_POLL_S = 0.2
+_FIRST_PORT = 2222  # of a network that nobody else is in
+
+
+@dataclasses.dataclass(frozen=True)
+class Host:
+  """Where a process runs.
+
+  Attributes:
+    address: where the others find it, as host:port.
+    prefix: what its command begins with, such as `ip netns exec NAME`.
+    cores: the processor cores that it is pinned to; none for any.
+  """
+
+  address: str
+  prefix: tuple[str, ...] = ()
+  cores: tuple[int, ...] = ()
+
+
+@contextlib.contextmanager
+def local_run(
+  cluster: Cluster,
+  *,
+  hosts: Sequence[Host] | None = None,
+  private: bool = True,
+  limit_memory: bool = False,
+  inter_op: int = 2,
+) -> Iterator[ClusterRun]:
+  """Starts the processes of a cluster on this machine; ends them all.
+
+  Args:
+    cluster: whose devices' names say which processes there are.
+    hosts: for each task in the order of `tasks_of`, where it runs; by default
+      free ports and an equal part of this process' cores each.
+    private: whether the processes are in a new network that nothing else
+      reaches. `hosts` with a prefix are in networks of their own.
+    limit_memory: whether the system kills a process that needs more than the
+      memory of its devices, beyond what it needs without a model.
+    inter_op: ops that a process runs at the same time.
+
+  Raises:
+    ChildProcessError: a process ended before it was up.
+    TimeoutError: a process is not up in time.
+    PermissionError: the system refuses the network or the limit.
+    ValueError: a device's name is none of TensorFlow's, or there are not as
+      many hosts as tasks.
+  """
+  tasks = tasks_of(cluster.device_names)
+  own_hosts = hosts is None
+  if hosts is None:
+    hosts = local_hosts(len(tasks), private)
+  _check_count(tasks, [x.address for x in hosts])
+  serving = needs_servers(tasks)
+  with contextlib.ExitStack() as stack:
+    directory = stack.enter_context(tempfile.TemporaryDirectory("baechi_run"))
+    groups = ()
+    if limit_memory:
+      groups = tuple(_groups(stack, len(tasks)))
+    children = []
+    stack.callback(processes.end, children)
+    network = "new" if serving and private and own_hosts else None
+    for i, (task, host) in enumerate(zip(tasks, hosts, strict=True)):
+      child = _start(task, directory, host)
+      children.append(child)
+      if groups:
+        memory_limit.put(groups[i], child.process.pid)
+      pid = _set_up(child, task, host, network, inter_op)
+      if network == "new":
+        network = pid
+    spec = cluster_spec(tasks, [x.address for x in hosts]) if serving else None
+    idle = _start_servers(cluster, tasks, children, spec)
+    limits = ()
+    if groups:
+      limits = tuple(
+        memory_limit.limit(
+          group, sum(cluster.devices[k].memory_bytes for k in task.devices)
+        )
+        for group, task in zip(groups, tasks, strict=True)
+      )
+    yield ClusterRun(tasks, tuple(children), idle, directory, groups, limits)
+
+
+@contextlib.contextmanager
+def remote_run(
+  cluster: Cluster, addresses: Sequence[str], *, inter_op: int = 2
+) -> Iterator[ClusterRun]:
+  """Starts the client here, which uses servers that run already; ends it.
+
+  Args:
+    cluster: whose devices' names say which processes there are.
+    addresses: "host:port" for each task in the order of `tasks_of`; the first
+      is the client's.
+    inter_op: ops that the client runs at the same time.
+
+  Raises:
+    ChildProcessError: the client ended, or does not reach a server.
+    TimeoutError: a server does not answer in time.
+    ValueError: an address is none, nothing listens there, or there are not as
+      many as tasks.
+  """
+  tasks = tasks_of(cluster.device_names)
+  check_hosts(tasks, addresses)
+  with contextlib.ExitStack() as stack:
+    directory = stack.enter_context(tempfile.TemporaryDirectory("baechi_run"))
+    children = []
+    stack.callback(processes.end, children)
+    host = Host(addresses[0], cores=tuple(sorted(os.sched_getaffinity(0))))
+    children.append(_start(tasks[0], directory, host))
+    _set_up(children[0], tasks[0], host, None, inter_op)
+    spec = cluster_spec(tasks, addresses)
+    idle = _start_servers(cluster, tasks[:1], children, spec)
+    yield ClusterRun(tasks, tuple(children), idle, directory)
+
+
+def serve(
+  cluster: Cluster, addresses: Sequence[str], index: int, inter_op: int = 2
+) -> None:
+  """Serves one of a cluster's tasks, until it is interrupted.
+
+  Args:
+    cluster: whose devices' names say which processes there are.
+    addresses: "host:port" for each task in the order of `tasks_of`.
+    index: which of them this is.
+    inter_op: ops that the process runs at the same time.
+
+  Raises:
+    ChildProcessError: the server does not start, or ends.
+    ValueError: there are not as many addresses as tasks, or no such task.
+  """
+  tasks = tasks_of(cluster.device_names)
+  if index not in range(1, len(addresses)):
+    raise ValueError(
+      f"--task {index} serves nothing: it must be one of the hosts after the"
+      f" first, 1 to {len(addresses) - 1}"
+    )
+  _check_count(tasks, addresses)
+  with contextlib.ExitStack() as stack:
+    directory = stack.enter_context(tempfile.TemporaryDirectory("baechi_run"))
+    children = []
+    stack.callback(processes.end, children)
+    host = Host(addresses[index], cores=tuple(sorted(os.sched_getaffinity(0))))
+    child = _start(tasks[index], directory, host)
+    children.append(child)
+    _set_up(child, tasks[index], host, None, inter_op)
+    child.tell(
+      {
+        "ask": "serve",
+        "cluster": cluster_spec(tasks, addresses),
+        "job": tasks[index].job,
+        "index": tasks[index].index,
+      }
+    )
+    processes.answer(child, children, START_S)
+    while True:
+      processes.check_alive(children)
+      time.sleep(_POLL_S)
+
+
+def check_hosts(tasks: Sequence[Task], addresses: Sequence[str]) -> None:
+  """Refuses addresses where no server listens, which would be waited for.
+
+  Args:
+    tasks: the processes; the first is the client, which is not running yet.
+    addresses: "host:port" of each.
+
+  Raises:
+    ValueError: an address does not parse, nothing answers there within
+      `ANSWER_S`, or there are not as many as tasks.
+  """
+  _check_count(tasks, addresses)
+  for i, (task, address) in enumerate(zip(tasks, addresses, strict=True)):
+    host, _, port = address.rpartition(":")
+    if not host or not port.isdigit():
+      raise ValueError(f'--host {address!r} is not "address:port"')
+    if i:
+      try:
+        socket.create_connection((host, int(port)), ANSWER_S).close()
+      except OSError as error:
+        raise ValueError(
+          f"{task.name}: no server answers at {address} within {ANSWER_S:g} s"
+          f" ({error}); start it there first: baechi run ... --task {i} --serve"
+        ) from None
+
+
+def _check_count(tasks: Sequence[Task], addresses: Sequence[str]) -> None:
+  if len(tasks) != len(addresses):
+    raise ValueError(
+      f"{len(addresses)} hosts for the {len(tasks)} processes of the cluster's"
+      f" devices: {', '.join(x.name for x in tasks)}"
+    )
+
+
+def local_hosts(count: int, private: bool = True) -> list[Host]:
+  """Returns where some processes of this machine run: ports, and cores.
+
+  Args:
+    count: how many processes.
+    private: whether they are in a network where every port is free.
+  """
+  cores = sorted(os.sched_getaffinity(0))
+  if private:
+    ports = range(_FIRST_PORT, _FIRST_PORT + count)
+  else:
+    ports = _free_ports(count)
+  return [
+    Host(f"localhost:{port}", cores=_share(cores, i, count))
+    for i, port in enumerate(ports)
+  ]
+
+
+def _share(cores: Sequence[int], i: int, count: int) -> tuple[int, ...]:
+  """Returns the cores of process `i`: equal parts, or one that it shares."""
+  if len(cores) < count:
+    return (cores[i % len(cores)],)
+  return tuple(cores[i * len(cores) // count : (i + 1) * len(cores) // count])
+
+
+def _free_ports(count: int) -> list[int]:
+  with contextlib.ExitStack() as stack:
+    sockets = [
+      stack.enter_context(socket.create_server(("localhost", 0)))
+      for _ in range(count)
+    ]
+    return [x.getsockname()[1] for x in sockets]
+
+
+def _groups(stack: contextlib.ExitStack, count: int) -> Iterator[str]:
+  for i in range(count):
+    name = f"baechi-{os.getpid()}-{i}"
+    try:
+      yield stack.enter_context(memory_limit.memory_group(name))
+    except OSError as error:
+      raise PermissionError(
+        f"this system allows no memory limit for a process ({error}); run"
+        " without --limit-memory"
+      ) from None
+
+
+def _start(task: Task, directory: str, host: Host) -> Child:
+  return processes.start(
+    task.name,
+    os.path.join(directory, f"{task.job}_{task.index}.log"),
+    module=worker.__name__,
+    prefix=host.prefix,
+  )
+
+
+def _set_up(child, task, host, network, inter_op: int) -> int:
+  """Returns the process' id, once it is pinned and in its network."""
+  child.tell(
+    {
+      "ask": "setup",
+      "cores": host.cores,
+      "network": network,
+      "num_cpus": task.num_cpus,
+      "intra_op": len(host.cores),
+      "inter_op": inter_op,
+    }
+  )
+  try:
+    return processes.answer(child, [child], START_S)["pid"]
+  except processes.LostError:
+    raise
+  except ChildProcessError as error:
+    raise PermissionError(
+      f"this system gives the processes no network of their own ({error}); with"
+      " --listen-on-network they do without"
+    ) from None
+
+
+def _start_servers(cluster, tasks, children, spec) -> tuple[Usage, ...]:
+  """Has all but the first serve, then the first connect; returns their usage.
+
+  Raises:
+    ChildProcessError, TimeoutError: a process does not come up.
+    ValueError: a device is not there.
+  """
+  for i, (child, task) in enumerate(zip(children, tasks, strict=True)):
+    question = {"cluster": spec, "job": task.job, "index": task.index}
+    if i:
+      child.tell({"ask": "serve", **question})
+  idle = [processes.answer(child, children, START_S) for child in children[1:]]
+  question = {"cluster": spec, "job": tasks[0].job, "index": tasks[0].index}
+  children[0].tell({"ask": "connect", **question})
+  first = processes.answer(children[0], children, START_S)
+  there = first.pop("devices")
+  for name in cluster.device_names:
+    if device_key(name) not in map(device_key, there):
+      raise ValueError(
+        f"the cluster's device {name} is not there; the processes have"
+        f" {', '.join(there)}"
+      )
+  return tuple(Usage(**x) for x in (first, *idle))
