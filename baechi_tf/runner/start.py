@@ -55,7 +55,7 @@ def local_run(
   hosts: Sequence[Host] | None = None,
   private: bool = True,
   limit_memory: bool = False,
-  inter_op: int = 2,
+  inter_op: int = 0,
 ) -> Iterator[ClusterRun]:
   """Starts the processes of a cluster on this machine; ends them all.
 
@@ -67,7 +67,7 @@ def local_run(
       reaches. `hosts` with a prefix are in networks of their own.
     limit_memory: whether the system kills a process that needs more than the
       memory of its devices, beyond what it needs without a model.
-    inter_op: ops that a process runs at the same time.
+    inter_op: ops that a process runs at the same time; 0 for one a core.
 
   Raises:
     ChildProcessError: a process ended before it was up.
@@ -113,7 +113,7 @@ def local_run(
 
 @contextlib.contextmanager
 def remote_run(
-  cluster: Cluster, addresses: Sequence[str], *, inter_op: int = 2
+  cluster: Cluster, addresses: Sequence[str], *, inter_op: int = 0
 ) -> Iterator[ClusterRun]:
   """Starts the client here, which uses servers that run already; ends it.
 
@@ -121,7 +121,7 @@ def remote_run(
     cluster: whose devices' names say which processes there are.
     addresses: "host:port" for each task in the order of `tasks_of`; the first
       is the client's.
-    inter_op: ops that the client runs at the same time.
+    inter_op: ops that the client runs at the same time; 0 for one a core.
 
   Raises:
     ChildProcessError: the client ended, or does not reach a server.
@@ -144,7 +144,7 @@ def remote_run(
 
 
 def serve(
-  cluster: Cluster, addresses: Sequence[str], index: int, inter_op: int = 2
+  cluster: Cluster, addresses: Sequence[str], index: int, inter_op: int = 0
 ) -> None:
   """Serves one of a cluster's tasks, until it is interrupted.
 
@@ -152,7 +152,7 @@ def serve(
     cluster: whose devices' names say which processes there are.
     addresses: "host:port" for each task in the order of `tasks_of`.
     index: which of them this is.
-    inter_op: ops that the process runs at the same time.
+    inter_op: ops that the process runs at the same time; 0 for one a core.
 
   Raises:
     ChildProcessError: the server does not start, or ends.
