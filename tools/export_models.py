@@ -29,7 +29,7 @@ _OPTIMIZER = flags.DEFINE_enum(
   "optimizer",
   "fused_adam",
   tuple(OPTIMIZERS),
-  "One op a variable, or Keras' Adam.",
+  "Adam of one op a variable, or one of Keras' own.",
 )
 _SEED = flags.DEFINE_integer("seed", 0, "Seed of the weights.")
 _SIZES = {

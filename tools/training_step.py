@@ -63,18 +63,36 @@ def _slot(variable: tf.Variable, kind: str) -> tf.Variable:
   return tf.Variable(tf.zeros_like(variable), trainable=False, name=name)
 
 
-class KerasAdam(tf.Module):
-  """Keras' own Adam, of which only the variables are tracked."""
+class KerasOptimizer(tf.Module):
+  """One of Keras' own optimizers, of which only the variables are tracked."""
 
-  def __init__(self, variables: list[keras.Variable], learning_rate: float):
-    super().__init__(name="adam")
-    adam = keras.optimizers.Adam(learning_rate, epsilon=_EPSILON)
-    adam.build(variables)
-    self.slots = [x.value for x in adam.variables]
-    self.apply = lambda gradients: adam.apply(gradients, variables)
+  def __init__(
+    self, optimizer: keras.optimizers.Optimizer, variables: list[keras.Variable]
+  ):
+    super().__init__(name=optimizer.name)
+    optimizer.build(variables)
+    self.slots = [x.value for x in optimizer.variables]
+    self.apply = lambda gradients: optimizer.apply(gradients, variables)
 
 
-OPTIMIZERS = {"fused_adam": FusedAdam, "adam": KerasAdam}
+def _keras_adam(
+  variables: list[keras.Variable], learning_rate: float
+) -> KerasOptimizer:
+  adam = keras.optimizers.Adam(learning_rate, epsilon=_EPSILON)
+  return KerasOptimizer(adam, variables)
+
+
+def _keras_sgd(
+  variables: list[keras.Variable], learning_rate: float
+) -> KerasOptimizer:
+  return KerasOptimizer(keras.optimizers.SGD(learning_rate), variables)
+
+
+OPTIMIZERS = {
+  "fused_adam": FusedAdam,
+  "adam": _keras_adam,
+  "sgd": _keras_sgd,
+}
 
 
 class TrainingStep(tf.Module):
@@ -96,7 +114,7 @@ class TrainingStep(tf.Module):
 
     Args:
       benchmark: the model and the shapes of its batch.
-      optimizer: one of `OPTIMIZERS`; "adam" is Keras' own.
+      optimizer: one of `OPTIMIZERS`; "adam" and "sgd" are Keras' own.
       learning_rate: of the optimizer.
 
     Raises:

@@ -1,0 +1,373 @@
+"""Makes the plans of a model for a network, and runs them there.
+
+Everything that is measured runs in processes that are pinned to one core each:
+the profile, the link, and the placed models.
+"""
+
+import contextlib
+import dataclasses
+import json
+import os
+import pathlib
+import shlex
+import statistics
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable
+from collections.abc import Iterator
+from collections.abc import Mapping
+from collections.abc import Sequence
+
+import numpy as np
+
+from baechi_tf.cluster import read_cluster
+from baechi_tf.runner.cluster_run import ClusterRun
+from baechi_tf.runner.cluster_run import Host
+from baechi_tf.runner.cluster_run import local_run
+from baechi_tf.runner.cluster_run import Measurement
+from robust_tf.training import child_processes
+from tools.acceptance import run_baechi
+from tools.benchmarks import plan_models
+from tools.benchmarks.plan_accuracy import Case
+
+PLACERS = ("single_device", "contiguous", "m_topo", "m_etf", "m_sct", "best")
+# The largest tensor with which a link is measured: in seconds, not minutes.
+LARGEST_TENSOR = {"loopback": "16MiB", "1_gbit": "4MiB", "100_mbit": "1MiB"}
+
+_DEVICES = tuple(
+  f"/job:worker/replica:0/task:{i}/device:CPU:0" for i in range(2)
+)
+_MEMORY = "8 GiB"  # more than any of the models needs
+# A cluster file must have one; there is no pair of devices that it joins.
+_OTHER_LINKS = "[link]\nlatency_us = 0\nbytes_per_us = 1\n"
+_BAECHI = (
+  sys.executable,
+  "-c",
+  "from baechi_tf.cli.main import run; run()",
+)
+_ROOT = str(pathlib.Path(__file__).parents[2])
+_WAIT = """
+import socket, sys, time
+host, port = sys.argv[1].rsplit(":", 1)
+for _ in range(600):
+  try:
+    socket.create_connection((host, int(port)), 5).close()
+    break
+  except OSError:
+    time.sleep(0.1)
+else:
+  sys.exit(f"no server answers at {sys.argv[1]}")
+"""
+_TIMEOUT_S = 900.0
+_TAIL_LINES = 10
+
+Say = Callable[[str], None]
+
+
+class RunError(Exception):
+  """A process failed; says which, and the last lines that it wrote."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Subject:
+  """A model that is ready to be placed.
+
+  Attributes:
+    name: its name.
+    path: its SavedModel.
+    profile: the profile of its step on one core.
+    batch: the inputs of that step, and of all others.
+  """
+
+  name: str
+  path: str
+  profile: str
+  batch: Mapping[str, np.ndarray]
+
+  def arguments(self) -> list[str]:
+    """Returns what every planning command needs but outputs and cluster."""
+    return [
+      self.path,
+      f"--signature={plan_models.SIGNATURE}",
+      f"--profile={self.profile}",
+    ]
+
+
+@dataclasses.dataclass(frozen=True)
+class Placed:
+  """A placed model and what its plan says.
+
+  Attributes:
+    path: the placed SavedModel.
+    plan: each op's device and, where it is enforced, its place in the order.
+    predicted_us: the step's predicted time.
+    bytes_moved: what it sends between devices in a step.
+  """
+
+  path: str
+  plan: Mapping
+  predicted_us: float
+  bytes_moved: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Rounds:
+  """How much is measured.
+
+  Attributes:
+    num_rounds: how often each model of a group has its turn.
+    num_steps: its steps in a turn.
+    round_s: the seconds after which a turn ends all the same.
+  """
+
+  num_rounds: int
+  num_steps: int
+  round_s: float
+
+
+def prepare(name: str, directory: str, say: Say) -> Subject:
+  """Exports a model into a directory and profiles it there, on one core.
+
+  Raises:
+    RunError: the profile could not be measured.
+  """
+  path, profile, inputs = (
+    os.path.join(directory, x) for x in ("model", "profile", "batch.npz")
+  )
+  say(f"{name}: exporting")
+  batch = plan_models.export(name, path)
+  np.savez(inputs, **batch)
+  say(f"{name}: profiling")
+  core = min(os.sched_getaffinity(0))
+  _output(
+    [
+      *_pinned([core]),
+      *_BAECHI,
+      *("profile", path, profile),
+      *(f"--signature={plan_models.SIGNATURE}", f"--inputs={inputs}"),
+    ]
+  )
+  return Subject(name, path, profile, batch)
+
+
+@contextlib.contextmanager
+def server(hosts: Sequence[Host], log: str) -> Iterator[None]:
+  """Runs TensorFlow's server on the second host until the context ends.
+
+  Args:
+    hosts: both hosts.
+    log: a file for what the server writes.
+
+  Raises:
+    RunError: the server does not answer in time.
+  """
+  command = [*_BAECHI, *_link_arguments(hosts), "--task=1", "--serve"]
+  with contextlib.ExitStack() as stack:
+    process = child_processes.start([*_on(hosts[1]), *command], _environment())
+    try:
+      child_processes.keep_output(process, log, stack)
+      # A process in the network of the first host can reach the second.
+      address = hosts[1].address
+      _output([*_on(hosts[0]), sys.executable, "-c", _WAIT, address])
+      yield
+    finally:
+      child_processes.end([process])
+
+
+def write_cluster(network: str, hosts: Sequence[Host], path: str) -> None:
+  """Measures the link between two hosts; writes them as a cluster file.
+
+  A server must run on the second host.
+
+  Raises:
+    RunError: the link could not be measured.
+  """
+  largest = LARGEST_TENSOR[network]
+  link = _output(
+    [
+      *_on(hosts[0]),
+      *_BAECHI,
+      *_link_arguments(hosts),
+      f"--largest={largest}",
+    ]
+  )
+  devices = (
+    f'[[device]]\nname = "{name}"\ntype = "CPU"\nmemory = "{_MEMORY}"\n'
+    for name in _DEVICES
+  )
+  with open(path, "w", encoding="utf-8") as file:
+    file.write("\n".join([*devices, _OTHER_LINKS, link]))
+
+
+def _on(host: Host) -> list[str]:
+  """Returns what a command begins with that runs on a host."""
+  return [*host.prefix, *_pinned(host.cores)]
+
+
+def _pinned(cores: Sequence[int]) -> list[str]:
+  return ["taskset", "--cpu-list", ",".join(map(str, cores))]
+
+
+def _link_arguments(hosts: Sequence[Host]) -> list[str]:
+  return [
+    "bench-links",
+    *(f"--host={host.address}" for host in hosts),
+    *(f"--device={name}" for name in _DEVICES),
+  ]
+
+
+def place(
+  subject: Subject, network: str, cluster: str, directory: str, say: Say
+) -> dict[str, Placed]:
+  """Returns the placed models of a network's cluster file, by plan.
+
+  Raises:
+    RuntimeError: a plan was not found; the command has said why.
+  """
+  placed = {}
+  for placer in PLACERS:
+    say(f"{subject.name}, {network}: placing with {placer}")
+    path, report = (
+      os.path.join(directory, f"{subject.name}.{network}.{placer}.{x}")
+      for x in ("placed", "report")
+    )
+    summary = run_baechi(
+      "place", *subject.arguments(), path, f"--cluster={cluster}",
+      f"--placer={placer}", f"--report={report}",
+    )  # fmt: skip
+    with open(os.path.join(report, "placement.json"), encoding="utf-8") as file:
+      plan = json.load(file)["placement"]
+    placed[placer] = Placed(
+      path, plan, summary["makespan_us"], summary["bytes_moved"]
+    )
+  return placed
+
+
+def same_model(placed: Mapping[str, Placed]) -> dict[str, str]:
+  """Returns, for each plan, the first one that gives the same placed model."""
+  first = {}
+  for name, model in placed.items():
+    first[name] = next(
+      (x for x in first.values() if placed[x].plan == model.plan), name
+    )
+  return first
+
+
+def run(
+  subject: Subject,
+  network: str,
+  cluster: str,
+  hosts: Sequence[Host],
+  placed: Mapping[str, Placed],
+  rounds: Rounds,
+) -> list[Case]:
+  """Returns what was measured of the placed models beside their predictions.
+
+  Plans that give the same model share one measurement.
+
+  Args:
+    subject: the model.
+    network: the network's name.
+    cluster: the cluster file.
+    hosts: both processes' addresses, networks and cores.
+    placed: the placed models, by plan.
+    rounds: how much is measured.
+
+  Raises:
+    ChildProcessError: a process ended, or a step failed.
+    TimeoutError: a process is not up in time.
+  """
+  first = same_model(placed)
+  with local_run(read_cluster(cluster), hosts=hosts, inter_op=1) as processes:
+    for name in dict.fromkeys(first.values()):
+      processes.load(
+        name, placed[name].path, plan_models.SIGNATURE, subject.batch
+      )
+    measured = _measure(processes, list(dict.fromkeys(first.values())), rounds)
+  return [
+    Case(
+      model=subject.name,
+      network=network,
+      plan=name,
+      predicted_us=model.predicted_us,
+      bytes_moved=model.bytes_moved,
+      **_figures(measured[first[name]]),
+    )
+    for name, model in placed.items()
+  ]
+
+
+def _measure(
+  processes: ClusterRun, names: Sequence[str], rounds: Rounds
+) -> dict[str, list[Measurement]]:
+  """Returns the measurements of each model, one a round."""
+  num_steps = {}
+  for name in names:
+    # The first step of all sends graphs; the second says how long one takes.
+    processes.run(name, 1)
+    step_us = processes.run(name, 1).median_us
+    affordable = int(rounds.round_s * 1e6 / step_us)
+    num_steps[name] = min(max(affordable, 1), rounds.num_steps)
+  measured = {name: [] for name in names}
+  for _ in range(rounds.num_rounds):
+    for name in names:
+      measured[name].append(processes.run(name, num_steps[name]))
+  return measured
+
+
+def _figures(measurements: Sequence[Measurement]) -> dict:
+  """Returns those fields of a `Case` that were measured."""
+  return {
+    "rounds_us": tuple(x.median_us for x in measurements),
+    "least_us": min(x.least_us for x in measurements),
+    "cpu_us": tuple(
+      statistics.median(x)
+      for x in zip(*(x.cpu_us for x in measurements), strict=True)
+    ),
+  }
+
+
+def _output(command: Sequence[str]) -> str:
+  """Returns what a command writes to its standard output.
+
+  Raises:
+    RunError: it fails or takes too long.
+  """
+  with tempfile.TemporaryFile("w+") as errors:
+    process = subprocess.Popen(
+      command,
+      env=_environment(),
+      cwd=_ROOT,
+      stdin=subprocess.DEVNULL,
+      stdout=subprocess.PIPE,
+      stderr=errors,
+      text=True,
+      start_new_session=True,
+    )
+    try:
+      output, _ = process.communicate(timeout=_TIMEOUT_S)
+    except subprocess.TimeoutExpired:
+      raise RunError(
+        f"`{shlex.join(command)}` is not done after {_TIMEOUT_S:g} s"
+      ) from None
+    finally:
+      child_processes.end([process])
+    if process.returncode:
+      errors.seek(0)
+      lines = "\n".join(errors.read().splitlines()[-_TAIL_LINES:])
+      raise RunError(
+        f"`{shlex.join(command)}` ended with {process.returncode}; its last"
+        f" lines:\n{lines}"
+      )
+  return output
+
+
+def _environment() -> dict[str, str]:
+  """Returns the variables of every process: no GPU, no proxy between them."""
+  return {
+    **child_processes.peer_environment(os.environ),
+    "PYTHONPATH": _ROOT,
+    "CUDA_VISIBLE_DEVICES": "-1",
+    "TF_CPP_MIN_LOG_LEVEL": "3",
+  }
