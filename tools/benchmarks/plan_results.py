@@ -20,12 +20,15 @@ class Results:
     machine: the processor, its cores, and TensorFlow's version.
     cases: of all groups that are done.
     links: by "model, network", the cluster file with the link as measured then.
+    memory: the verdict on a model that is too large for a process, as a list
+      of its fields; empty if it was not measured.
     notes: by what was skipped, why.
   """
 
   machine: str
   cases: list[Case] = dataclasses.field(default_factory=list)
   links: dict[str, str] = dataclasses.field(default_factory=dict)
+  memory: list = dataclasses.field(default_factory=list)
   notes: dict[str, str] = dataclasses.field(default_factory=dict)
 
   def has(self, model: str, network: str, plans: Sequence[str]) -> bool:

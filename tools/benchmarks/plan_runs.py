@@ -31,13 +31,13 @@ from tools.acceptance import run_baechi
 from tools.benchmarks import plan_models
 from tools.benchmarks.plan_accuracy import Case
 
+DEVICES = tuple(
+  f"/job:worker/replica:0/task:{i}/device:CPU:0" for i in range(2)
+)
 PLACERS = ("single_device", "contiguous", "m_topo", "m_etf", "m_sct", "best")
 # The largest tensor with which a link is measured: in seconds, not minutes.
 LARGEST_TENSOR = {"loopback": "16MiB", "1_gbit": "4MiB", "100_mbit": "1MiB"}
 
-_DEVICES = tuple(
-  f"/job:worker/replica:0/task:{i}/device:CPU:0" for i in range(2)
-)
 _MEMORY = "8 GiB"  # more than any of the models needs
 # A cluster file must have one; there is no pair of devices that it joins.
 _OTHER_LINKS = "[link]\nlatency_us = 0\nbytes_per_us = 1\n"
@@ -192,12 +192,21 @@ def write_cluster(network: str, hosts: Sequence[Host], path: str) -> None:
       f"--largest={largest}",
     ]
   )
-  devices = (
-    f'[[device]]\nname = "{name}"\ntype = "CPU"\nmemory = "{_MEMORY}"\n'
-    for name in _DEVICES
-  )
+  blocks = device_blocks(_MEMORY)
   with open(path, "w", encoding="utf-8") as file:
-    file.write("\n".join([*devices, _OTHER_LINKS, link]))
+    file.write("\n".join([*blocks, _OTHER_LINKS, link]))
+
+
+def device_blocks(memory: str) -> list[str]:
+  """Returns the devices of a cluster file, one in each process.
+
+  Args:
+    memory: of each device, as the file has it.
+  """
+  return [
+    f'[[device]]\nname = "{name}"\ntype = "CPU"\nmemory = "{memory}"\n'
+    for name in DEVICES
+  ]
 
 
 def _on(host: Host) -> list[str]:
@@ -213,7 +222,7 @@ def _link_arguments(hosts: Sequence[Host]) -> list[str]:
   return [
     "bench-links",
     *(f"--host={host.address}" for host in hosts),
-    *(f"--device={name}" for name in _DEVICES),
+    *(f"--device={name}" for name in DEVICES),
   ]
 
 
@@ -237,9 +246,12 @@ def place(
       f"--placer={placer}", f"--report={report}",
     )  # fmt: skip
     with open(os.path.join(report, "placement.json"), encoding="utf-8") as file:
-      plan = json.load(file)["placement"]
+      plan = json.load(file)
     placed[placer] = Placed(
-      path, plan, summary["makespan_us"], summary["bytes_moved"]
+      path,
+      {key: plan.get(key) for key in ("placement", "order")},
+      summary["makespan_us"],
+      summary["bytes_moved"],
     )
   return placed
 
@@ -368,6 +380,6 @@ def _environment() -> dict[str, str]:
   return {
     **child_processes.peer_environment(os.environ),
     "PYTHONPATH": _ROOT,
-    "CUDA_VISIBLE_DEVICES": "-1",
+    "CUDA_VISIBLEDEVICES": "-1",
     "TF_CPP_MIN_LOG_LEVEL": "3",
   }

@@ -9,15 +9,16 @@ of docs/real_clusters.md, the goals last:
     python -m tools.benchmarks.plans --results=plans.json --only=towers \
         --networks=loopback
 
-The results are kept in --results after each model and network; a second run with
-the same file measures what is missing. All takes half an hour or so on two idle
-cores: nothing else should run meanwhile.
+The results are kept in --results after each model and network; a second run
+with the same file measures what is missing. All takes half an hour or so on two
+idle cores: nothing else should run meanwhile.
 
 The processes are joined over loopback, and in network namespaces by links of 1
 Gbit/s and 100 Mbit/s. Those need root's rights on Linux, ip(8) and tc(8); where
 they are not allowed, the tool says so and leaves them out.
 """
 
+import dataclasses
 import os
 import pathlib
 import signal
@@ -32,10 +33,12 @@ from absl import flags
 from robust_tf.training.private_network import NotAllowedError
 from robust_tf.training.uninterrupted import interrupt
 from tools.benchmarks import plan_accuracy
+from tools.benchmarks import plan_memory
 from tools.benchmarks import plan_models
 from tools.benchmarks import plan_results
 from tools.benchmarks import plan_runs
 from tools.benchmarks import plan_tables
+from tools.benchmarks.plan_accuracy import Verdict
 from tools.benchmarks.plan_networks import NETWORKS
 from tools.benchmarks.plan_networks import pinned_hosts
 from tools.benchmarks.plan_results import Results
@@ -117,7 +120,22 @@ def _measure_group(
     cases = plan_runs.run(subject, network, cluster, hosts, placed, rounds)
   results.add(cases)
   results.links[title] = pathlib.Path(cluster).read_text()
-  print(f"### {title}\n\n{plan_tables.cases_table(cases)}\n", flush=True)
+  _say(f"{title}:\n{plan_tables.cases_table(cases)}")
+
+
+def _check_memory(results: Results, path: str | None) -> None:
+  """Adds the verdict on a model that is too large for one process."""
+  if results.memory:
+    return
+  with tempfile.TemporaryDirectory(prefix="plans_") as directory:
+    try:
+      verdict = plan_memory.check(directory, _say)
+    except PermissionError as error:
+      results.notes["memory limit"] = f"skipped: {error}"
+      return
+  results.memory = list(dataclasses.astuple(verdict))
+  if path:
+    plan_results.write(path, results)
 
 
 def _say(text: str) -> None:
@@ -137,6 +155,8 @@ def main(argv: list[str]) -> int:
     if values.results:
       results = plan_results.read(values.results, results.machine)
     measure(results, values.only, values.networks, rounds, values.results)
+    if values.memory:
+      _check_memory(results, values.results)
   except (RunError, RuntimeError, ChildProcessError, TimeoutError) as error:
     _say(str(error))
     return FAILED
@@ -147,7 +167,9 @@ def main(argv: list[str]) -> int:
   if not tf.config.list_physical_devices("GPU"):
     results.notes["GPU"] = "skipped: this machine has none"
   verdicts = plan_accuracy.verdicts(results.cases)
-  print(plan_tables.verdicts_table(verdicts))
+  if results.memory:
+    verdicts.append(Verdict(*results.memory))
+  print("\n".join(plan_tables.report(results.cases, verdicts)))
   for what, note in results.notes.items():
     print(f"\n{what}: {note}")
   return 0
@@ -166,6 +188,9 @@ def define_flags() -> None:
     list(NETWORKS),
     list(NETWORKS),
     "A network to measure on; may be repeated.",
+  )
+  flags.DEFINE_bool(
+    "memory", True, "Whether to run a model that is too large for a process."
   )
   flags.DEFINE_integer("rounds", 7, "How often each plan has its turn.", 1)
   flags.DEFINE_integer("steps", 5, "A plan's steps in a turn.", 1)
