@@ -34,7 +34,13 @@ from tools.benchmarks.plan_accuracy import Case
 DEVICES = tuple(
   f"/job:worker/replica:0/task:{i}/device:CPU:0" for i in range(2)
 )
-PLACERS = ("single_device", "contiguous", "m_topo", "m_etf", "m_sct", "best")
+# A plan's name -> the arguments of `baechi place` that make it.
+PLANS: Mapping[str, tuple[str, ...]] = {
+  name: (f"--placer={name}",)
+  for name in (
+    "single_device", "contiguous", "m_topo", "m_etf", "m_sct", "best"
+  )
+}  # fmt: skip
 # The largest tensor with which a link is measured: in seconds, not minutes.
 LARGEST_TENSOR = {"loopback": "16MiB", "1_gbit": "4MiB", "100_mbit": "1MiB"}
 
@@ -235,19 +241,19 @@ def place(
     RuntimeError: a plan was not found; the command has said why.
   """
   placed = {}
-  for placer in PLACERS:
-    say(f"{subject.name}, {network}: placing with {placer}")
+  for name, arguments in PLANS.items():
+    say(f"{subject.name}, {network}: placing with {name}")
     path, report = (
-      os.path.join(directory, f"{subject.name}.{network}.{placer}.{x}")
+      os.path.join(directory, f"{subject.name}.{network}.{name}.{x}")
       for x in ("placed", "report")
     )
     summary = run_baechi(
       "place", *subject.arguments(), path, f"--cluster={cluster}",
-      f"--placer={placer}", f"--report={report}",
+      f"--report={report}", *arguments,
     )  # fmt: skip
     with open(os.path.join(report, "placement.json"), encoding="utf-8") as file:
       plan = json.load(file)
-    placed[placer] = Placed(
+    placed[name] = Placed(
       path,
       {key: plan.get(key) for key in ("placement", "order")},
       summary["makespan_us"],

@@ -84,7 +84,7 @@ def measure(
   """
   for model in models:
     missing = [
-      x for x in networks if not results.has(model, x, plan_runs.PLACERS)
+      x for x in networks if not results.has(model, x, plan_runs.PLANS)
     ]
     if not missing:
       continue

@@ -13,7 +13,7 @@ from tools.benchmarks.plan_results import read
 from tools.benchmarks.plan_results import Results
 from tools.benchmarks.plan_results import write
 from tools.benchmarks.plan_runs import Placed
-from tools.benchmarks.plan_runs import PLACERS
+from tools.benchmarks.plan_runs import PLANS
 from tools.benchmarks.plan_runs import same_model
 
 ROOT = pathlib.Path(__file__).parents[3]
@@ -84,7 +84,7 @@ def test_tool_runs_every_plan_and_resumes(tmp_path):
   assert first.returncode == 0, first.stderr
   assert "### tiny, loopback" in first.stdout
   content = json.loads(path.read_text())
-  assert [x["plan"] for x in content["cases"]] == list(PLACERS)
+  assert [x["plan"] for x in content["cases"]] == list(PLANS)
   assert all(len(x["rounds_us"]) == 2 for x in content["cases"])
   cases = read(str(path), content["machine"]).cases
   assert {x.goal for x in verdicts(cases)} <= set(
