@@ -11,7 +11,8 @@ from tools.acceptance import run_baechi
 from tools.benchmarks import plan_models
 from tools.benchmarks import plan_runs
 from tools.benchmarks.plan_accuracy import Verdict
-from tools.benchmarks.plan_runs import DEVICES
+from tools.benchmarks.plan_clusters import device_blocks
+from tools.benchmarks.plan_clusters import DEVICES
 from tools.benchmarks.plan_runs import Say
 from tools.benchmarks.plan_runs import Subject
 
@@ -79,7 +80,7 @@ def _place(subject: Subject, directory: str, say: Say) -> tuple[str, str]:
 
 
 def _write_cluster(path: str, memory_bytes: int) -> None:
-  blocks = plan_runs.device_blocks(str(memory_bytes))
+  blocks = device_blocks(str(memory_bytes))
   with open(path, "w", encoding="utf-8") as file:
     file.write("\n".join([*blocks, _LINK]))
 

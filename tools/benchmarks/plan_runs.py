@@ -4,18 +4,11 @@ Everything that is measured runs in processes that are pinned to one core each:
 the profile, the link, and the placed models.
 """
 
-import contextlib
 import dataclasses
 import json
 import os
-import pathlib
-import shlex
 import statistics
-import subprocess
-import sys
-import tempfile
 from collections.abc import Callable
-from collections.abc import Iterator
 from collections.abc import Mapping
 from collections.abc import Sequence
 
@@ -26,14 +19,13 @@ from baechi_tf.runner.cluster_run import ClusterRun
 from baechi_tf.runner.cluster_run import Host
 from baechi_tf.runner.cluster_run import local_run
 from baechi_tf.runner.cluster_run import Measurement
-from robust_tf.training import child_processes
 from tools.acceptance import run_baechi
 from tools.benchmarks import plan_models
 from tools.benchmarks.plan_accuracy import Case
+from tools.benchmarks.plan_processes import BAECHI
+from tools.benchmarks.plan_processes import output_of
+from tools.benchmarks.plan_processes import pinned
 
-DEVICES = tuple(
-  f"/job:worker/replica:0/task:{i}/device:CPU:0" for i in range(2)
-)
 # A plan's name -> the arguments of `baechi place` that make it.
 PLANS: Mapping[str, tuple[str, ...]] = {
   name: (f"--placer={name}",)
@@ -41,38 +33,7 @@ PLANS: Mapping[str, tuple[str, ...]] = {
     "single_device", "contiguous", "m_topo", "m_etf", "m_sct", "best"
   )
 }  # fmt: skip
-# The largest tensor with which a link is measured: in seconds, not minutes.
-LARGEST_TENSOR = {"loopback": "16MiB", "1_gbit": "4MiB", "100_mbit": "1MiB"}
-
-_MEMORY = "8 GiB"  # more than any of the models needs
-# A cluster file must have one; there is no pair of devices that it joins.
-_OTHER_LINKS = "[link]\nlatency_us = 0\nbytes_per_us = 1\n"
-_BAECHI = (
-  sys.executable,
-  "-c",
-  "from baechi_tf.cli.main import run; run()",
-)
-_ROOT = str(pathlib.Path(__file__).parents[2])
-_WAIT = """
-import socket, sys, time
-host, port = sys.argv[1].rsplit(":", 1)
-for _ in range(600):
-  try:
-    socket.create_connection((host, int(port)), 5).close()
-    break
-  except OSError:
-    time.sleep(0.1)
-else:
-  sys.exit(f"no server answers at {sys.argv[1]}")
-"""
-_TIMEOUT_S = 900.0
-_TAIL_LINES = 10
-
 Say = Callable[[str], None]
-
-
-class RunError(Exception):
-  """A process failed; says which, and the last lines that it wrote."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -146,90 +107,15 @@ def prepare(name: str, directory: str, say: Say) -> Subject:
   np.savez(inputs, **batch)
   say(f"{name}: profiling")
   core = min(os.sched_getaffinity(0))
-  _output(
+  output_of(
     [
-      *_pinned([core]),
-      *_BAECHI,
+      *pinned([core]),
+      *BAECHI,
       *("profile", path, profile),
       *(f"--signature={plan_models.SIGNATURE}", f"--inputs={inputs}"),
     ]
   )
   return Subject(name, path, profile, batch)
-
-
-@contextlib.contextmanager
-def server(hosts: Sequence[Host], log: str) -> Iterator[None]:
-  """Runs TensorFlow's server on the second host until the context ends.
-
-  Args:
-    hosts: both hosts.
-    log: a file for what the server writes.
-
-  Raises:
-    RunError: the server does not answer in time.
-  """
-  command = [*_BAECHI, *_link_arguments(hosts), "--task=1", "--serve"]
-  with contextlib.ExitStack() as stack:
-    process = child_processes.start([*_on(hosts[1]), *command], _environment())
-    try:
-      child_processes.keep_output(process, log, stack)
-      # A process in the network of the first host can reach the second.
-      address = hosts[1].address
-      _output([*_on(hosts[0]), sys.executable, "-c", _WAIT, address])
-      yield
-    finally:
-      child_processes.end([process])
-
-
-def write_cluster(network: str, hosts: Sequence[Host], path: str) -> None:
-  """Measures the link between two hosts; writes them as a cluster file.
-
-  A server must run on the second host.
-
-  Raises:
-    RunError: the link could not be measured.
-  """
-  largest = LARGEST_TENSOR[network]
-  link = _output(
-    [
-      *_on(hosts[0]),
-      *_BAECHI,
-      *_link_arguments(hosts),
-      f"--largest={largest}",
-    ]
-  )
-  blocks = device_blocks(_MEMORY)
-  with open(path, "w", encoding="utf-8") as file:
-    file.write("\n".join([*blocks, _OTHER_LINKS, link]))
-
-
-def device_blocks(memory: str) -> list[str]:
-  """Returns the devices of a cluster file, one in each process.
-
-  Args:
-    memory: of each device, as the file has it.
-  """
-  return [
-    f'[[device]]\nname = "{name}"\ntype = "CPU"\nmemory = "{memory}"\n'
-    for name in DEVICES
-  ]
-
-
-def _on(host: Host) -> list[str]:
-  """Returns what a command begins with that runs on a host."""
-  return [*host.prefix, *_pinned(host.cores)]
-
-
-def _pinned(cores: Sequence[int]) -> list[str]:
-  return ["taskset", "--cpu-list", ",".join(map(str, cores))]
-
-
-def _link_arguments(hosts: Sequence[Host]) -> list[str]:
-  return [
-    "bench-links",
-    *(f"--host={host.address}" for host in hosts),
-    *(f"--device={name}" for name in DEVICES),
-  ]
 
 
 def place(
@@ -343,49 +229,4 @@ def _figures(measurements: Sequence[Measurement]) -> dict:
       statistics.median(x)
       for x in zip(*(x.cpu_us for x in measurements), strict=True)
     ),
-  }
-
-
-def _output(command: Sequence[str]) -> str:
-  """Returns what a command writes to its standard output.
-
-  Raises:
-    RunError: it fails or takes too long.
-  """
-  with tempfile.TemporaryFile("w+") as errors:
-    process = subprocess.Popen(
-      command,
-      env=_environment(),
-      cwd=_ROOT,
-      stdin=subprocess.DEVNULL,
-      stdout=subprocess.PIPE,
-      stderr=errors,
-      text=True,
-      start_new_session=True,
-    )
-    try:
-      output, _ = process.communicate(timeout=_TIMEOUT_S)
-    except subprocess.TimeoutExpired:
-      raise RunError(
-        f"`{shlex.join(command)}` is not done after {_TIMEOUT_S:g} s"
-      ) from None
-    finally:
-      child_processes.end([process])
-    if process.returncode:
-      errors.seek(0)
-      lines = "\n".join(errors.read().splitlines()[-_TAIL_LINES:])
-      raise RunError(
-        f"`{shlex.join(command)}` ended with {process.returncode}; its last"
-        f" lines:\n{lines}"
-      )
-  return output
-
-
-def _environment() -> dict[str, str]:
-  """Returns the variables of every process: no GPU, no proxy between them."""
-  return {
-    **child_processes.peer_environment(os.environ),
-    "PYTHONPATH": _ROOT,
-    "CUDA_VISIBLEDEVICES": "-1",
-    "TF_CPP_MIN_LOG_LEVEL": "3",
   }

@@ -33,6 +33,7 @@ from absl import flags
 from robust_tf.training.private_network import NotAllowedError
 from robust_tf.training.uninterrupted import interrupt
 from tools.benchmarks import plan_accuracy
+from tools.benchmarks import plan_clusters
 from tools.benchmarks import plan_memory
 from tools.benchmarks import plan_models
 from tools.benchmarks import plan_results
@@ -41,9 +42,9 @@ from tools.benchmarks import plan_tables
 from tools.benchmarks.plan_accuracy import Verdict
 from tools.benchmarks.plan_networks import NETWORKS
 from tools.benchmarks.plan_networks import pinned_hosts
+from tools.benchmarks.plan_processes import RunError
 from tools.benchmarks.plan_results import Results
 from tools.benchmarks.plan_runs import Rounds
-from tools.benchmarks.plan_runs import RunError
 from tools.benchmarks.plan_runs import Subject
 
 FAILED = 1
@@ -113,8 +114,8 @@ def _measure_group(
   log = os.path.join(directory, f"{network}.log")
   with pinned_hosts(network) as hosts:
     _say(f"{title}: measuring the link")
-    with plan_runs.server(hosts, log):
-      plan_runs.write_cluster(network, hosts, cluster)
+    with plan_clusters.server(hosts, log):
+      plan_clusters.write_cluster(network, hosts, cluster)
     placed = plan_runs.place(subject, network, cluster, directory, _say)
     _say(f"{title}: running {len(placed)} plans")
     cases = plan_runs.run(subject, network, cluster, hosts, placed, rounds)
