@@ -30,11 +30,11 @@ MODELS: Mapping[str, str] = {
   "recommender": "sgd",
   "chain": "sgd",
   "tiny": "sgd",
-  "wide_batch": "sgd",
+  "wide_layers": "sgd",
 }
 # "tiny" is for the tool's own test: its step takes less than a millisecond.
-# "wide_batch" needs more memory than a process of `plan_memory` may have.
-BENCHMARKS = tuple(x for x in MODELS if x not in ("tiny", "wide_batch"))
+# "wide_layers" needs more memory than a process of `plan_memory` may have.
+BENCHMARKS = tuple(x for x in MODELS if x not in ("tiny", "wide_layers"))
 
 _TRANSFORMER = TransformerSizes(
   batch=8, layers=1, width=192, heads=4, length=32, vocabulary=2000
@@ -77,8 +77,8 @@ def _build(name: str) -> Benchmark:
       return recommender(batch=256, num_branches=8, rows=50_000, width=32)
     case "chain":
       return chain(batch=256, depth=12, width=512)
-    case "wide_batch":
-      return chain(batch=32_768, depth=12, width=256)
+    case "wide_layers":
+      return chain(batch=64, depth=16, width=2048)
     case _:
       return towers(batch=4, num_towers=2, depth=1, width=8)
 

@@ -150,7 +150,7 @@ def main(argv: list[str]) -> int:
   # Being ended must end the processes, and remove the networks too.
   signal.signal(signal.SIGTERM, interrupt)
   values = flags.FLAGS
-  rounds = Rounds(values.rounds, values.steps, values.round_s)
+  rounds = Rounds(values.rounds, values.steps_per_round, values.round_s)
   try:
     results = Results(machine())
     if values.results:
@@ -177,7 +177,10 @@ def main(argv: list[str]) -> int:
 
 
 def define_flags() -> None:
-  """Defines the flags, when this is the program that runs."""
+  """Defines the flags, when this is the program that runs.
+
+  No subcommand of `baechi`, which runs in this process too, has one of theirs.
+  """
   flags.DEFINE_multi_enum(
     "only",
     list(plan_models.BENCHMARKS),
@@ -194,7 +197,7 @@ def define_flags() -> None:
     "memory", True, "Whether to run a model that is too large for a process."
   )
   flags.DEFINE_integer("rounds", 7, "How often each plan has its turn.", 1)
-  flags.DEFINE_integer("steps", 5, "A plan's steps in a turn.", 1)
+  flags.DEFINE_integer("steps_per_round", 5, "A plan's steps in a turn.", 1)
   flags.DEFINE_float("round_s", 2.0, "Seconds after which a turn ends.", 0)
   flags.DEFINE_string("results", None, "A file of JSON that keeps the results.")
 
