@@ -31,6 +31,7 @@ from baechi_tf.liveness import check_no_cycle
 from baechi_tf.liveness import flat_graph_def
 from baechi_tf.liveness import live_nodes
 from baechi_tf.object_graph import captured_objects
+from baechi_tf.rewrites import rewrite_step
 from baechi_tf.signatures import checked_fetches
 from baechi_tf.signatures import choose_signature
 from baechi_tf.signatures import Feed
@@ -67,6 +68,9 @@ class GraphItem:
       and is no node of the model.
     source: the file or function, for messages.
     initializer: sets the variables and tables of a session.
+    rewritten_for: the top graph's nodes that the step is run for, if the model
+      was rewritten before it was read; whoever writes it rewrites it alike.
+    num_rewritten: how many nodes each of the `REWRITES` replaced.
   """
 
   graph_def: GraphDef
@@ -77,6 +81,8 @@ class GraphItem:
   paths: Mapping[str, tuple[str, ...]]
   source: str
   initializer: Callable[[tf.compat.v1.Session], None]
+  rewritten_for: tuple[str, ...] = ()
+  num_rewritten: Mapping[str, int] = dataclasses.field(default_factory=dict)
 
   def initialize(self, session: tf.compat.v1.Session) -> None:
     """Fills the variables and tables of a session on this item's graph."""
@@ -89,6 +95,7 @@ def read_item(
   signature: str | None = None,
   fetches: Sequence[str] = (),
   tags: Iterable[str] | None = None,
+  rewrite: bool = True,
 ) -> GraphItem:
   """Returns the item in a SavedModel directory or a graph file.
 
@@ -101,6 +108,7 @@ def read_item(
     fetches: names of tensors or ops: the step, in place of a signature.
     tags: which of several graphs in a SavedModel; default the only one, else
       the one with the tag "serve".
+    rewrite: whether the step goes through `REWRITES` first.
 
   Raises:
     ValueError: the file is none of these or is damaged, or has no such
@@ -118,12 +126,14 @@ def read_item(
       initializer = initializers.Values()
     check_graph(meta_graph.graph_def)
     check_signatures(meta_graph)
-    return _read_step(meta_graph, path, initializer, signature, fetches)
+    return _read_step(
+      meta_graph, path, initializer, signature, fetches, rewrite
+    )
   except ValueError as error:
     raise ValueError(f"{path}: {error}") from None
 
 
-def _read_step(meta_graph, source, initializer, signature, fetches):
+def _read_step(meta_graph, source, initializer, signature, fetches, rewrite):
   original = meta_graph.graph_def
   names = signature_names(meta_graph)
   if fetches:
@@ -140,7 +150,13 @@ def _read_step(meta_graph, source, initializer, signature, fetches):
       "the graph has no signature: name the tensors of the step with --fetch;"
       f" nothing consumes {quoted(sinks(original))}"
     )
-  return make_item(original, feeds, outputs, source, initializer)
+  if not rewrite:
+    return make_item(original, feeds, outputs, source, initializer)
+  fed = [parse_ref(feed.tensor) for feed in feeds]
+  roots = tuple(dict.fromkeys(name for name, _ in (*outputs, *fed)))
+  graph_def, counts = rewrite_step(meta_graph, roots)
+  item = make_item(graph_def, feeds, outputs, source, initializer)
+  return dataclasses.replace(item, rewritten_for=roots, num_rewritten=counts)
 
 
 def make_item(

@@ -11,6 +11,7 @@ import tensorflow as tf
 
 from baechi_tf.cluster import Cluster
 from baechi_tf.costs.analytical import estimate_missing
+from baechi_tf.costs.carried import carried_over
 from baechi_tf.costs.profile import complete
 from baechi_tf.costs.profile import Profile
 from baechi_tf.device_rewrite import rewrite_devices
@@ -110,7 +111,7 @@ class PlacementPass:
         )
 
   def _costs(self, cluster: Cluster, item: GraphItem) -> Profile:
-    known = self.profile or {}
+    known = carried_over(self.profile or {}, item)
     estimates, _ = estimate_missing(item, cluster, known, self.batch_size)
     costs, _ = complete(known, item, cluster.types, estimates)
     return costs

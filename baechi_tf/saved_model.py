@@ -30,6 +30,7 @@ from baechi_tf.order_edges import order_edges
 from baechi_tf.order_edges import OrderEdges
 from baechi_tf.output_path import OutputPath
 from baechi_tf.output_path import saved_model_output
+from baechi_tf.rewrites import rewrite_step
 from baechi_tf.signatures import signature_names
 from baechi_tf.v1_loader import is_v1
 from baechi_tf.v1_loader import load_v1
@@ -169,6 +170,9 @@ def stage_saved_model(
   source = os.fspath(source_dir)
   saved_model = read_saved_model(source)
   meta_graph = choose_meta_graph(saved_model, tags)
+  if item.rewritten_for:
+    rewritten, _ = rewrite_step(meta_graph, item.rewritten_for)
+    meta_graph.graph_def.CopyFrom(rewritten)
   variable_devices = _place_variables(meta_graph, item, device_of)
   edges = order_edges(
     meta_graph.graph_def,

@@ -58,7 +58,7 @@ class PlacedModel:
     """
     self.path = path
     self.signature = signature
-    self.item = read_item(path, signature=signature)
+    self.item = read_item(path, signature=signature, rewrite=False)
     self.graph_def = choose_meta_graph(read_saved_model(path), None).graph_def
     if placement is None:
       self.device_of = _written_devices(self.item)

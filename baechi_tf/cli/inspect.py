@@ -49,6 +49,7 @@ def add_parser(subparsers) -> None:
   )
   add_json(parser)
   model_input.add_step_arguments(parser)
+  model_input.add_rewrite_argument(parser)
   model_input.add_shape_arguments(parser)
 
 

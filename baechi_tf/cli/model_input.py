@@ -3,6 +3,7 @@
 import argparse
 import dataclasses
 import os
+from collections.abc import Mapping
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -36,12 +37,14 @@ class ModelInput:
     item: the TensorFlow model, None for a cost graph.
     coverage: where the costs come from; empty for a cost graph.
     notes: what a reader of the costs should know, in words.
+    num_rewritten: how many nodes each of the `REWRITES` replaced.
   """
 
   graph: OpGraph
   item: "GraphItem | None" = None
   coverage: "tuple[Coverage, ...]" = ()
   notes: tuple[str, ...] = ()
+  num_rewritten: Mapping[str, int] = dataclasses.field(default_factory=dict)
 
 
 def is_cost_graph(path: str) -> bool:
@@ -72,6 +75,17 @@ def add_step_arguments(parser: argparse.ArgumentParser) -> None:
     type=lambda text: text.split(","),
     help="which of several graphs in a SavedModel; default: the only one, else"
     " serve",
+  )
+
+
+def add_rewrite_argument(parser: argparse.ArgumentParser) -> None:
+  """Adds what says whether the step is rewritten before it is planned."""
+  parser.add_argument(
+    "--no-rewrite",
+    dest="rewrite",
+    action="store_false",
+    help="leave every node as it is; default: split ops that only pass tensors"
+    " on (IdentityN, ShapeN), which changes no number",
   )
 
 
@@ -202,7 +216,8 @@ def read_model(
   costs, coverage = complete(known, item, types, estimates)
   progress("importing the graph")
   graph = op_graph_from_item(item, costs, types)
-  return ModelInput(graph, item, coverage, notes)
+  notes += _rewrite_notes(item)
+  return ModelInput(graph, item, coverage, notes, item.num_rewritten)
 
 
 def read_step(args: argparse.Namespace, progress: Progress) -> "GraphItem":
@@ -219,7 +234,11 @@ def read_step(args: argparse.Namespace, progress: Progress) -> "GraphItem":
 
   progress("reading the model")
   return read_item(
-    args.model, signature=args.signature, fetches=args.fetch, tags=args.tags
+    args.model,
+    signature=args.signature,
+    fetches=args.fetch,
+    tags=args.tags,
+    rewrite=args.rewrite,
   )
 
 
@@ -295,6 +314,14 @@ def _input_shape(text: str) -> tuple[str, tuple[int, ...]]:
     ) from None
 
 
+def _rewrite_notes(item: "GraphItem") -> tuple[str, ...]:
+  count = item.num_rewritten.get("split_pass_through", 0)
+  if not count:
+    return ()
+  ops = "1 op that passes" if count == 1 else f"{count:,} ops that pass"
+  return (f"rewritten: {ops} several tensors on became one op a tensor",)
+
+
 def _is_measured(device_type: str, cluster: Cluster) -> bool:
   return device_type == _CPU or (
     device_type == _GPU and device_type not in cluster.device_types
@@ -320,6 +347,7 @@ def _check_types(args: argparse.Namespace, cluster: Cluster) -> None:
 def _known_costs(args, item, types: Sequence[str], cluster, progress):
   """Returns costs that were measured, before or now, and the inputs' shapes."""
   # These import TensorFlow.
+  from baechi_tf.costs.carried import carried_over
   from baechi_tf.costs.profile import check_profile
   from baechi_tf.costs.profile import read_profile
 
@@ -331,7 +359,7 @@ def _known_costs(args, item, types: Sequence[str], cluster, progress):
       check_profile(profile, item)
     except ValueError as error:
       raise ValueError(f"{args.profile}: {error}") from None
-    return profile, input_shapes(args)
+    return carried_over(profile, item), input_shapes(args)
   here = [name for name in types if _is_measured(name, cluster)]
   if not here and args.inputs is None:
     return {}, input_shapes(args)

@@ -96,6 +96,7 @@ def add_parser(subparsers) -> None:
   )
   add_json(parser)
   model_input.add_step_arguments(parser)
+  model_input.add_rewrite_argument(parser)
   model_input.add_input_arguments(parser)
   model_input.add_cost_arguments(parser)
 
@@ -162,6 +163,7 @@ def plan_and_summarize(
     candidates=planned.candidates,
     coverage=model.coverage,
   )
+  summary["num_rewritten"] = dict(model.num_rewritten)
   summary["notes"] += [*model.notes, *planned.notes]
   return planned, summary
 
@@ -251,6 +253,7 @@ def _stage_model(
   from baechi_tf.graph_files import graph_file_bytes
   from baechi_tf.graph_files import read_graph_file
   from baechi_tf.order_edges import order_edges
+  from baechi_tf.rewrites import rewrite_step
   from baechi_tf.saved_model import stage_saved_model
 
   device_of = planned.placement.as_dict()
@@ -269,7 +272,10 @@ def _stage_model(
     specialised, edges = written.specialised, written.order
     divided = written.divided
   else:
-    graph_def = read_graph_file(args.model).graph_def
+    meta_graph = read_graph_file(args.model)
+    graph_def = meta_graph.graph_def
+    if item.rewritten_for:
+      graph_def, _ = rewrite_step(meta_graph, item.rewritten_for)
     edges = order_edges(graph_def, item.paths, device_of, order)
     graph_def, specialised = rewrite_devices(
       graph_def, item.paths, device_of, edges.after

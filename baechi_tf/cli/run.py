@@ -122,6 +122,7 @@ def add_parser(subparsers) -> None:
     help="wait for the first host to run steps here; ends with Ctrl-C",
   )
   model_input.add_step_arguments(parser)
+  parser.set_defaults(rewrite=False)  # it runs as it is written
   model_input.add_input_arguments(parser)
   model_input.add_cost_arguments(parser)
 

@@ -62,6 +62,7 @@ def add_parser(subparsers) -> None:
   )
   add_json(parser)
   model_input.add_step_arguments(parser)
+  model_input.add_rewrite_argument(parser)
   model_input.add_input_arguments(parser)
   model_input.add_cost_arguments(parser)
 

@@ -1,0 +1,184 @@
+import json
+
+import keras
+import numpy as np
+import pytest
+
+from baechi_tf.cli import main as cli
+from baechi_tf.costs.carried import carried_over
+from baechi_tf.costs.profile import OpCost
+from baechi_tf.graph_item import read_item
+from baechi_tf.rewrites import rewrite_step
+from baechi_tf.saved_model import load
+from baechi_tf.saved_model import write_saved_model
+from tests import models
+from tests.tensorflow_setup import DEVICES
+from tests.tensorflow_setup import session
+from tests.tensorflow_setup import tf
+
+MetaGraphDef = tf.compat.v1.MetaGraphDef
+
+
+class KerasStep(tf.Module):
+  """A training step of two Dense layers that ends in Keras' Adam."""
+
+  def __init__(self):
+    super().__init__(name="keras_step")
+    keras.utils.clear_session()
+    keras.utils.set_random_seed(0)
+    model = keras.Sequential(
+      [keras.layers.Input((4,)), keras.layers.Dense(8), keras.layers.Dense(2)]
+    )
+    adam = keras.optimizers.Adam()
+    adam.build(model.trainable_variables)
+    self.kept = [x.value for x in (*model.variables, *adam.variables)]
+
+    @tf.function(
+      input_signature=[
+        tf.TensorSpec([3, 4], name="x"),
+        tf.TensorSpec([3, 2], name="y"),
+      ]
+    )
+    def train(x, y):
+      with tf.GradientTape() as tape:
+        loss = tf.reduce_mean((model(x) - y) ** 2)
+      trained = model.trainable_variables
+      adam.apply(tape.gradient(loss, [v.value for v in trained]), trained)
+      return {"loss": loss}
+
+    self.train = train
+
+
+@pytest.fixture(scope="module")
+def keras_step(tmp_path_factory):
+  path = str(tmp_path_factory.mktemp("keras") / "model")
+  step = KerasStep()
+  tf.saved_model.save(step, path, signatures={"train": step.train})
+  return path
+
+
+def op_types(item):
+  return [x.op for x in item.graph_def.node if x.name in set(item.op_names)]
+
+
+def run(path, loader):
+  """Returns the losses of three steps, and the variables after them."""
+  step = loader(path).signatures["train"]
+  rng = np.random.default_rng(0)
+  losses = [
+    step(
+      x=tf.constant(rng.standard_normal((3, 4)), tf.float32),
+      y=tf.constant(rng.standard_normal((3, 2)), tf.float32),
+    )["loss"].numpy()
+    for _ in range(3)
+  ]
+  return losses, [x.numpy() for x in step.variables]
+
+
+def test_keras_gradients_pass_through_one_op_each(keras_step):
+  before = op_types(read_item(keras_step, rewrite=False))
+  item = read_item(keras_step)
+  assert before.count("IdentityN") == 1
+  assert "IdentityN" not in op_types(item)
+  assert dict(item.num_rewritten) == {"split_pass_through": 1}
+
+
+def test_written_model_has_the_rewrite_and_computes_the_same_bits(
+  keras_step, tmp_path
+):
+  item = read_item(keras_step)
+  placed = str(tmp_path / "placed")
+  # No graph optimizer: it may fuse other ops where neighbours are apart.
+  tf.config.optimizer.set_experimental_options({"disable_meta_optimizer": True})
+  try:
+    write_saved_model(
+      keras_step, placed, item, models.spread(item, DEVICES[:2])
+    )
+    again = read_item(placed, rewrite=False)
+    assert again.op_names == item.op_names
+    assert read_item(placed).num_rewritten == {}
+    losses, variables = run(keras_step, tf.saved_model.load)
+    placed_losses, placed_variables = run(placed, load)
+  finally:
+    tf.config.optimizer.set_experimental_options(
+      {"disable_meta_optimizer": False}
+    )
+  assert losses == placed_losses
+  for x, y in zip(variables, placed_variables, strict=True):
+    np.testing.assert_array_equal(x, y)
+
+
+def pass_through_graph():
+  """Returns a meta graph in which a fetched op waits for an IdentityN."""
+  with tf.Graph().as_default() as graph:
+    x = tf.compat.v1.placeholder(tf.float32, [2], name="x")
+    y = tf.compat.v1.placeholder(tf.int32, [], name="y")
+    first, second = tf.raw_ops.IdentityN(input=[x, y], name="both")
+    with tf.control_dependencies([first.op]):
+      z = tf.cast(second, tf.float32) * 2.0
+    sizes = tf.raw_ops.ShapeN(input=[x, first], name="shapes")
+    tf.add_n([z, *(tf.cast(s[0], tf.float32) for s in sizes)], name="z")
+  return MetaGraphDef(graph_def=graph.as_graph_def())
+
+
+def test_a_bare_graph_is_split_and_gives_the_same(tmp_path):
+  meta_graph = pass_through_graph()
+  graph_def, counts = rewrite_step(meta_graph, ["z"])
+  assert counts == {"split_pass_through": 2}
+  feed = {"x:0": np.ones(2, "f"), "y:0": 3}
+  for graph in (meta_graph.graph_def, graph_def):
+    with session(graph) as running:
+      assert running.run("z:0", feed) == 10.0
+  nodes = {node.name: node for node in graph_def.node}
+  waiting = next(x for x in graph_def.node if "^both/output_0" in x.input)
+  assert "^both/output_1" in waiting.input
+  assert nodes["both/output_1"].attr["T"].type == tf.int32.as_datatype_enum
+
+
+@pytest.mark.parametrize("roots", [["z", "both", "shapes"], ["x"]])
+def test_ops_that_are_fetched_or_not_the_steps_stay(roots):
+  meta_graph = pass_through_graph()
+  graph_def, counts = rewrite_step(meta_graph, roots)
+  assert counts == {}
+  assert graph_def == meta_graph.graph_def
+
+
+@pytest.mark.parametrize("updates", [False, True])
+def test_a_custom_gradient_is_kept_where_it_may_still_be_taken(updates):
+  meta_graph = pass_through_graph()
+  both = next(x for x in meta_graph.graph_def.node if x.name == "both")
+  both.attr["_gradient_op_type"].s = b"Straight"
+  if updates:
+    update = meta_graph.graph_def.node.add(name="u", op="AssignVariableOp")
+    update.input.extend(["x", "x"])
+  _, counts = rewrite_step(meta_graph, ["z"])
+  assert counts == {"split_pass_through": 1 + updates}
+
+
+def test_a_profile_of_the_model_as_it_was_serves_the_rewritten(keras_step):
+  item = read_item(keras_step)
+  before = read_item(keras_step, rewrite=False)
+  (old,) = (x.name for x in before.graph_def.node if x.op == "IdentityN")
+  sizes = tuple(range(8, 16))
+  profile = {"CPU": {old: OpCost("IdentityN", 80.0, output_bytes=sizes)}}
+  costs = carried_over(profile, item)["CPU"]
+  part = costs[f"{old}/output_3"]
+  assert part == OpCost("Identity", 10.0, output_bytes=(11,))
+  assert carried_over(profile, before) == profile
+
+
+def test_place_says_what_it_rewrote_and_leaves_it_if_told(
+  keras_step, tmp_path, capsys
+):
+  cluster = tmp_path / "cluster.toml"
+  device = f'name = "{DEVICES[0]}"\ntype = "CPU"\nmemory = "1 GiB"\n'
+  speed = "flops_per_us = 1e5\nbytes_per_us = 1e4\nlaunch_us = 1\n"
+  cluster.write_text(f"[[device]]\n{device}[device_type.CPU]\n{speed}")
+  command = ["place", keras_step, str(tmp_path / "p"), "--estimate", "--json"]
+  command += [f"--cluster={cluster}", "--emit=plan", "--overwrite"]
+  assert cli.main(command) == 0
+  summary = json.loads(capsys.readouterr().out)
+  assert summary["num_rewritten"] == {"split_pass_through": 1}
+  assert any("1 op that passes" in x for x in summary["notes"])
+  assert cli.main([*command, "--no-rewrite"]) == 0
+  assert json.loads(capsys.readouterr().out)["num_rewritten"] == {}
