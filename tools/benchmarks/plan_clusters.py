@@ -5,7 +5,7 @@ import sys
 from collections.abc import Iterator
 from collections.abc import Sequence
 
-from baechi_tf.runner.cluster_run import Host
+from baechi_tf.runner.start import Host
 from robust_tf.training import child_processes
 from tools.benchmarks.plan_processes import BAECHI
 from tools.benchmarks.plan_processes import environment

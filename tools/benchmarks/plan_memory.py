@@ -6,7 +6,7 @@ The processes' limits are real: the system kills a process that exceeds its own.
 import os
 
 from baechi_tf.cluster import read_cluster
-from baechi_tf.runner.cluster_run import local_run
+from baechi_tf.runner.start import local_run
 from tools.acceptance import run_baechi
 from tools.benchmarks import plan_models
 from tools.benchmarks import plan_runs

@@ -5,7 +5,7 @@ import os
 from collections.abc import Iterator
 from collections.abc import Mapping
 
-from baechi_tf.runner.cluster_run import Host
+from baechi_tf.runner.start import Host
 from robust_tf.training.child_processes import free_addresses
 from robust_tf.training.private_network import private_network
 from tools import local_cluster

@@ -8,7 +8,7 @@ import sys
 import tempfile
 from collections.abc import Sequence
 
-from baechi_tf.runner.cluster_run import Host
+from baechi_tf.runner.start import Host
 from robust_tf.training import child_processes
 
 BAECHI = (

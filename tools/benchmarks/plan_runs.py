@@ -16,9 +16,9 @@ import numpy as np
 
 from baechi_tf.cluster import read_cluster
 from baechi_tf.runner.cluster_run import ClusterRun
-from baechi_tf.runner.cluster_run import Host
-from baechi_tf.runner.cluster_run import local_run
-from baechi_tf.runner.cluster_run import Measurement
+from baechi_tf.runner.measurement import Measurement
+from baechi_tf.runner.start import Host
+from baechi_tf.runner.start import local_run
 from tools.acceptance import run_baechi
 from tools.benchmarks import plan_models
 from tools.benchmarks.plan_accuracy import Case
