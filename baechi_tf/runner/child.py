@@ -8,6 +8,7 @@ import contextlib
 import dataclasses
 import json
 import os
+import re
 import selectors
 import signal
 import subprocess
@@ -20,6 +21,8 @@ from typing import Any
 import baechi_tf
 
 _TAIL_LINES = 6
+# What TensorFlow logs of any process, such as that there is no GPU.
+_CHATTER = re.compile(r"[IWE]\d{4} |WARNING: All log messages before absl")
 _GRACE_S = 1.0  # for a lost process to be seen, once another complains
 _POLL_S = 0.2
 _PROXIES = ("http_proxy", "https_proxy", "grpc_proxy", "all_proxy")
@@ -50,7 +53,8 @@ class Child:
   def last_lines(self) -> str:
     """Returns the end of what the process wrote to stderr."""
     with open(self.log, encoding="utf-8", errors="replace") as file:
-      return "\n".join(file.read().splitlines()[-_TAIL_LINES:])
+      lines = [x.rstrip() for x in file if not _CHATTER.match(x)]
+    return "\n".join(lines[-_TAIL_LINES:])
 
 
 def start(

@@ -1,0 +1,121 @@
+"""The parts of a run that need no processes."""
+
+import numpy as np
+import pytest
+
+from baechi_tf.cluster import Cluster
+from baechi_tf.cluster import Device
+from baechi_tf.cluster import Link
+from baechi_tf.op_graph import OpGraph
+from baechi_tf.runner.correction import corrected_links
+from baechi_tf.runner.correction import corrected_ops
+from baechi_tf.runner.start import check_hosts
+from baechi_tf.runner.tasks import cluster_spec
+from baechi_tf.runner.tasks import needs_servers
+from baechi_tf.runner.tasks import tasks_of
+from baechi_tf.simulator import simulate
+
+_WORKER = "/job:worker/replica:0/task:{}/device:CPU:{}"
+
+
+def chain(times_us, num_bytes: int) -> OpGraph:
+  """Returns ops that follow one another, each of which sends some bytes."""
+  n = len(times_us)
+  return OpGraph.build(
+    [f"op{i}" for i in range(n)],
+    np.array(times_us, float),
+    device_types=["CPU"],
+    output_op=np.arange(n),
+    output_bytes=np.full(n, num_bytes),
+    edge_source=np.arange(n - 1),
+    edge_output=np.zeros(n - 1, int),
+    edge_target=np.arange(1, n),
+  )
+
+
+def two_devices(link: Link) -> Cluster:
+  devices = [Device(_WORKER.format(i, 0), "CPU", 1 << 30) for i in range(2)]
+  return Cluster(tuple(devices), link)
+
+
+def test_tasks_of_devices_of_two_processes():
+  names = [_WORKER.format(0, 0), _WORKER.format(1, 1), _WORKER.format(1, 0)]
+  tasks = tasks_of(names)
+  assert [x.name for x in tasks] == ["/job:worker/task:0", "/job:worker/task:1"]
+  assert [x.devices for x in tasks] == [(0,), (1, 2)]
+  assert [x.num_cpus for x in tasks] == [1, 2]
+  assert needs_servers(tasks)
+  assert cluster_spec(tasks, ["a:1", "b:2"]) == {"worker": {0: "a:1", 1: "b:2"}}
+
+
+@pytest.mark.parametrize(
+  "names",
+  [
+    ["/device:CPU:0", "/device:CPU:1"],
+    ["/job:localhost/replica:0/task:0/device:CPU:0", "/cpu:1"],
+  ],
+)
+def test_tasks_of_logical_devices_are_one_process(names):
+  (task,) = tasks_of(names)
+  assert task.num_cpus == 2
+  assert not needs_servers([task])
+
+
+@pytest.mark.parametrize("name", ["gpu", "/job:a/task:x/device:CPU:0", "/CPU"])
+def test_tasks_of_other_names_are_refused(name):
+  with pytest.raises(ValueError, match="no TensorFlow device"):
+    tasks_of([name])
+
+
+def test_check_hosts_names_the_one_that_does_not_answer():
+  tasks = tasks_of([_WORKER.format(i, 0) for i in range(2)])
+  with pytest.raises(ValueError, match="1 hosts for the 2 processes"):
+    check_hosts(tasks, ["localhost:1"])
+  with pytest.raises(ValueError, match='not "address:port"'):
+    check_hosts(tasks, ["localhost:1", "localhost"])
+  with pytest.raises(ValueError, match=r"task:1: no server .* localhost:1 .*5"):
+    check_hosts(tasks, ["localhost:2", "localhost:1"])
+
+
+def test_corrected_ops_have_their_types_measured_times():
+  graph = chain([10.0, 20.0, 40.0], 0)
+  cluster = two_devices(Link(0.0, np.inf))
+  device = np.array([0, 1, 1])
+  # MatMuls took 30 + 30 instead of 10 + 20; nothing is known of the third.
+  corrected, factors = corrected_ops(
+    graph, cluster, device, ["MatMul", "MatMul", "Relu"],
+    {"op0": 30.0, "op1": 30.0},
+  )  # fmt: skip
+  assert factors == {"MatMul on CPU": 2.0}
+  assert corrected.times_on(["CPU"])[:, 0].tolist() == [20.0, 40.0, 40.0]
+
+
+def test_corrected_ops_do_not_believe_any_factor():
+  graph = chain([10.0, 1.0], 0)
+  cluster = two_devices(Link(0.0, np.inf))
+  _, factors = corrected_ops(
+    graph, cluster, np.zeros(2, int), ["A", "B"], {"op0": 0.1, "op1": 900.0}
+  )
+  assert factors == {"A on CPU": 0.25, "B on CPU": 4.0}
+
+
+@pytest.mark.parametrize(
+  "link", [Link(5.0, 1000.0, send_us=3.0), Link(0.0, np.inf)]
+)
+def test_corrected_links_explain_the_measured_step(link):
+  graph, cluster = chain([10.0, 10.0], 4000), two_devices(link)
+  device = np.array([0, 1])
+  corrected, factor = corrected_links(graph, cluster, device, 150.0)
+  step = simulate(graph, corrected, device, policy="executor")
+  assert factor > 1
+  assert step.makespan_us == pytest.approx(150.0, rel=0.02)
+
+
+def test_corrected_links_stay_where_nothing_moves_or_nothing_is_missing():
+  graph, cluster = chain([10.0, 10.0], 4000), two_devices(Link(5.0, 1000.0))
+  for device, step_us in (([0, 0], 100.0), ([0, 1], 20.0)):
+    corrected, factor = corrected_links(
+      graph, cluster, np.array(device), step_us
+    )
+    assert factor == 1.0
+    assert corrected is cluster
