@@ -1,0 +1,1 @@
+"""Searches for placements that take less time than any list policy's."""
