@@ -2,8 +2,8 @@
 
 The number a plan reports is always the fine graph's simulated makespan, and a
 plan is only ever returned when its simulated memory stays within every device's
-limit. `best` runs every placer on every coarsening and keeps the best feasible
-plan, so it is never worse than any of them.
+limit. `best` runs every placer on every coarsening, searches on from their
+plans, and keeps the best feasible plan, so it is never worse than any of them.
 """
 
 import contextlib
@@ -30,12 +30,16 @@ from baechi_tf.placement import Placement
 from baechi_tf.placers import PLACERS
 from baechi_tf.placers.favorite_child import LinearProgramError
 from baechi_tf.placers.favorite_child import uses_lp
+from baechi_tf.search.placement_search import Budget
+from baechi_tf.search.placement_search import search
 from baechi_tf.simulator import overflow
 from baechi_tf.simulator import simulate
 from baechi_tf.simulator import Simulation
 from baechi_tf.watched import Progress
 
 BEST = "best"
+SEARCH = "search"
+NO_SEARCH = Budget()
 # What a placer was given: co-placed ops as one group, the same but no group
 # larger than a part of the smallest device, or only the graph's own groups.
 COPLACED, CAPPED, APART = "yes", "capped", "no"
@@ -47,10 +51,10 @@ _MEMORY_FRACTIONS = (1.0, 0.95, 0.9, 0.8, 0.7, 0.55)
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Candidate:
-  """What came of one placer on one coarsening.
+  """What came of one placer on one coarsening, or of the search.
 
   Attributes:
-    placer: its name.
+    placer: its name, or `SEARCH`.
     coplacement: `COPLACED`, `CAPPED` or `APART`.
     simulation: of its plan on the fine graph; None when it found none.
     error: why it found none.
@@ -110,6 +114,7 @@ def plan(
   coplacement: bool = True,
   fusion: bool = True,
   enforce_order: bool = False,
+  budget: Budget = NO_SEARCH,
   progress: Callable[[str], None] = lambda stage: None,
 ) -> Plan:
   """Returns a feasible plan of `graph` on `cluster`.
@@ -125,6 +130,8 @@ def plan(
     enforce_order: whether the devices will run their ops in the plan's order;
       else each runs what is ready as TensorFlow's executor does, the placement
       has no order, and the prediction is for that.
+    budget: what `best` may spend on a search from the placers' plans. Ctrl-C
+      ends the search, with the best plan so far.
     progress: called with a line before each stage, and now and then during a
       long one.
 
@@ -165,6 +172,13 @@ def plan(
         notes.append(f"{name} (co-placed: {together}) is left out: {failed}")
     if placer != BEST and simulation:
       break  # what co-placement made too large to fit would come apart
+  if placer == BEST and not budget.is_empty and graph.num_ops:
+    with clock.stage("searching"):
+      found, note = _search(
+        graph, cluster, candidates, budget, policy, bound.us, progress
+      )
+    candidates.append(found)
+    notes.append(note)
   chosen = min(candidates, key=lambda candidate: candidate.makespan_us)
   if chosen.simulation is None:
     raise InfeasiblePlacementError(_none_fits(unfit))
@@ -265,6 +279,40 @@ def _try(graph, cluster, placer, coarse, policy, clock):
     if error is None:
       return simulation, ""
   return None, error
+
+
+def _search(graph, cluster, candidates, budget, policy, bound_us, progress):
+  """Returns the candidate that the search finds, and a note on its gain."""
+  single = [np.full(graph.num_ops, k) for k in range(cluster.num_devices)]
+  plans = [x.simulation.device for x in candidates if x.simulation]
+  found = search(
+    graph,
+    cluster,
+    [*plans, *single],
+    budget,
+    policy=policy,
+    enough_us=bound_us,
+    progress=progress,
+  )
+  simulation = simulate(
+    graph, cluster, found.device, policy=policy, order=found.order
+  )
+  error = overflow(graph, cluster, simulation) or ""
+  spent = f"the search tried {found.evaluations:,} placements"
+  if found.interrupted:
+    spent += " until it was interrupted"
+  if error:
+    return Candidate(SEARCH, APART, None, error), f"{spent}; none fits"
+  result = Candidate(SEARCH, APART, simulation)
+  before = min(candidates, key=lambda candidate: candidate.makespan_us)
+  if before.simulation is None:
+    return result, f"{spent} and found a plan that fits, as no placer did"
+  if result.makespan_us >= before.makespan_us:
+    return result, f"{spent}; none is faster than {before.placer}'s"
+  gain = 1 - result.makespan_us / before.makespan_us
+  return result, (
+    f"{spent}; the best takes {gain:.1%} less time than {before.placer}'s"
+  )
 
 
 class _Clock:

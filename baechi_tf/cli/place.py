@@ -19,6 +19,7 @@ from baechi_tf.output_path import OutputPath
 from baechi_tf.output_path import saved_model_output
 from baechi_tf.placers import PLACERS
 from baechi_tf.planner import BEST
+from baechi_tf.planner import NO_SEARCH
 from baechi_tf.planner import Plan
 from baechi_tf.planner import plan
 from baechi_tf.printable import printable
@@ -27,6 +28,7 @@ from baechi_tf.reports.directory import stage_report
 from baechi_tf.reports.summary import Fields
 from baechi_tf.reports.summary import summarize
 from baechi_tf.reports.text import report
+from baechi_tf.search.placement_search import Budget
 
 _DESCRIPTION = """\
 Plans on which device each op of a model runs, so that a step is short and every
@@ -67,9 +69,10 @@ def add_parser(subparsers) -> None:
     choices=[BEST, *PLACERS],
     default=BEST,
     metavar="PLACER",
-    help=f"{', '.join(PLACERS)}, or best (the default), which tries them all"
-    " and keeps the best plan that fits",
+    help=f"{', '.join(PLACERS)}, or best (the default), which tries them all,"
+    " searches on from their plans and keeps the best plan that fits",
   )
+  _add_search_arguments(parser)
   parser.add_argument(
     "--emit",
     choices=[_MODEL, _PLAN],
@@ -99,6 +102,41 @@ def add_parser(subparsers) -> None:
   model_input.add_rewrite_argument(parser)
   model_input.add_input_arguments(parser)
   model_input.add_cost_arguments(parser)
+
+
+def _add_search_arguments(parser: argparse.ArgumentParser) -> None:
+  """Adds the budget of the search."""
+  parser.add_argument(
+    "--search-seconds",
+    type=float,
+    default=2.0,
+    metavar="S",
+    help="how long best searches, by default 2; 0 keeps to the placers' plans."
+    " Ctrl-C ends the search with the best plan so far",
+  )
+  parser.add_argument(
+    "--search-evaluations",
+    type=int,
+    metavar="N",
+    help="how many placements the search tries, instead of a time: the same"
+    " number and seed give the same plan",
+  )
+  parser.add_argument(
+    "--seed",
+    type=int,
+    default=0,
+    metavar="SEED",
+    help="seed of the search's random moves, by default 0",
+  )
+
+
+def _budget(args: argparse.Namespace) -> Budget:
+  """Returns what the search may take.
+
+  Raises:
+    ValueError: a number is negative, not finite or too large.
+  """
+  return Budget(args.search_seconds, args.search_evaluations, args.seed)
 
 
 def add_planner_arguments(parser: argparse.ArgumentParser) -> None:
@@ -131,6 +169,7 @@ def plan_and_summarize(
   cluster: Cluster,
   placer: str,
   progress: Progress,
+  budget: Budget = NO_SEARCH,
 ) -> tuple[Plan, Fields]:
   """Returns the plan that the arguments ask for, and its figures.
 
@@ -140,6 +179,7 @@ def plan_and_summarize(
     cluster: the devices.
     placer: its name, or "best".
     progress: is told what is being done.
+    budget: what "best" may spend on a search.
 
   Raises:
     InfeasiblePlacementError: no plan was found that fits the memory.
@@ -151,6 +191,7 @@ def plan_and_summarize(
     coplacement=args.coplacement,
     fusion=args.fusion,
     enforce_order=args.order,
+    budget=budget,
     progress=progress,
   )
   summary = summarize(
@@ -170,6 +211,7 @@ def plan_and_summarize(
 
 def run(args: argparse.Namespace) -> None:
   """Runs the subcommand."""
+  budget = _budget(args)
   cluster = model_input.read_devices(args)
   is_cost_graph = model_input.is_cost_graph(args.model)
   emit = args.emit or (_PLAN if is_cost_graph else _MODEL)
@@ -187,7 +229,7 @@ def run(args: argparse.Namespace) -> None:
   with Progress() as progress:
     model = model_input.read_model(args, cluster, progress)
     planned, summary = plan_and_summarize(
-      args, model, cluster, args.placer, progress
+      args, model, cluster, args.placer, progress, budget
     )
     if args.verify:
       model, cluster, planned, summary = verification.verified(
@@ -196,7 +238,7 @@ def run(args: argparse.Namespace) -> None:
         cluster,
         planned,
         summary,
-        lambda *x: plan_and_summarize(args, *x, progress),
+        lambda *x: plan_and_summarize(args, *x, progress, budget),
         progress,
       )
     summary["notes"] += _memory_notes(args)

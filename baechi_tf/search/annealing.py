@@ -18,7 +18,9 @@ COST, BEST_COST, BEST_MAKESPAN, BEST_OVERFLOW = range(4)  # entries of `tally`
 
 
 @compiled
-def anneal(x, s, h, room, policy, prices, temperature, evaluations, best, tally):
+def anneal(
+  x, s, h, room, policy, prices, temperature, evaluations, best, tally
+):
   """Tries some moves at one temperature, in the unit of costs.
 
   Args:

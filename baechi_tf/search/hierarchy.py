@@ -1,9 +1,9 @@
 """Clusters of ops that belong together, small to large.
 
 Level 0 has the graph's groups. Each level joins clusters of the one before
-along the dearest edges for the work that they join (heavy-edge matching; Karypis
-and Kumar, *A fast and high quality multilevel scheme for partitioning irregular
-graphs*, SIAM J. Sci. Comput. 1998), up to four at a time.
+along the dearest edges for the work that they join, up to four at a time
+(heavy-edge matching; Karypis and Kumar, *A fast and high quality multilevel
+scheme for partitioning irregular graphs*, SIAM J. Sci. Comput. 1998).
 """
 
 from typing import NamedTuple

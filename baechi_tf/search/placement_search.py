@@ -16,10 +16,9 @@ from baechi_tf.cluster import Cluster
 from baechi_tf.event_loop import POLICIES
 from baechi_tf.op_graph import OpGraph
 from baechi_tf.search.annealing import anneal
-from baechi_tf.search.annealing import BEST_MAKESPAN
 from baechi_tf.search.annealing import BEST_COST
+from baechi_tf.search.annealing import BEST_MAKESPAN
 from baechi_tf.search.annealing import BEST_OVERFLOW
-from baechi_tf.search.annealing import COST
 from baechi_tf.search.evaluation import evaluate
 from baechi_tf.search.hierarchy import make_hierarchy
 from baechi_tf.search.instance import Instance
@@ -62,15 +61,16 @@ class Budget:
   def __post_init__(self) -> None:
     if not 0 <= self.seconds <= MAX_SECONDS:  # NaN is not
       raise ValueError(
-        f"search_seconds must be from 0 to {MAX_SECONDS:g}, got {self.seconds}"
+        f"--search-seconds must be from 0 to {MAX_SECONDS:g}, got"
+        f" {self.seconds}"
       )
     if not 0 <= (self.evaluations or 0) <= MAX_EVALUATIONS:
       raise ValueError(
-        f"search_evaluations must be from 0 to {MAX_EVALUATIONS:,}, got"
+        f"--search-evaluations must be from 0 to {MAX_EVALUATIONS:,}, got"
         f" {self.evaluations}"
       )
     if not 0 <= self.seed < 2**63:
-      raise ValueError(f"seed must be from 0 to 2^63 - 1, got {self.seed}")
+      raise ValueError(f"--seed must be from 0 to 2^63 - 1, got {self.seed}")
 
   @property
   def is_empty(self) -> bool:
@@ -148,6 +148,8 @@ def search(
       f"policy is {policy!r}, must be one of {', '.join(POLICIES[:2])}"
     )
   x = make_instance(graph, cluster)
+  # Starts that are the same are one.
+  starts = np.unique(np.array(starts, np.int64), axis=0)
   places = [np.asarray(start, np.int64)[graph.order] for start in starts]
   shared = _Search(
     x=x,
@@ -161,7 +163,6 @@ def search(
   )
   begin = time.perf_counter()
   entries = _entries(shared, places)
-  # A chunk of the first run says how long an evaluation takes.
   interrupted = False
   try:
     _anneal_all(shared, entries, begin)
@@ -255,7 +256,9 @@ def _anneal_all(shared, entries, begin) -> None:
 def _different(entries, runs) -> list:
   """Returns starts for the runs: the best ones, and one on a single device."""
   single = [x for x in entries if (x[1] == x[1][0]).all()]
-  chosen = [entries[0], *single[:1], *entries[1:]]
+  second = [x for x in single[:1] if x is not entries[0]]
+  rest = [x for x in entries[1:] if not second or x is not second[0]]
+  chosen = [entries[0], *second, *rest]
   return [chosen[i % len(chosen)] for i in range(runs)]
 
 
@@ -279,7 +282,7 @@ def _run(shared, entry, amount, seconds, hot, seed) -> None:
   begin = time.perf_counter()
   done, spent = 0, 0.0
   chunk = max(1, math.ceil(amount / _STEPS))
-  while spent < 1 and done < amount and shared.best[2] > 0:
+  while spent < 1 and done < amount and shared.best[1] > 0:
     heat = hot * (_COLD / _HOT) ** spent * shared.scale_us
     count = int(min(chunk, math.ceil(amount - done)))
     anneal(
