@@ -63,7 +63,8 @@ def op_types(item):
 
 def run(path, loader):
   """Returns the losses of three steps, and the variables after them."""
-  step = loader(path).signatures["train"]
+  model = loader(path)  # it keeps the variables alive
+  step = model.signatures["train"]
   rng = np.random.default_rng(0)
   losses = [
     step(
@@ -172,7 +173,8 @@ def test_place_says_what_it_rewrote_and_leaves_it_if_told(
 ):
   cluster = tmp_path / "cluster.toml"
   device = f'name = "{DEVICES[0]}"\ntype = "CPU"\nmemory = "1 GiB"\n'
-  speed = "flops_per_us = 1e5\nbytes_per_us = 1e4\nlaunch_us = 1\n"
+  speed = 'kind = "CPU"\ncores = 1\nfrequency_mhz = 2000\n'
+  speed += "flops_per_cycle = 8\nbytes_per_us = 1e4\nlaunch_us = 1\n"
   cluster.write_text(f"[[device]]\n{device}[device_type.CPU]\n{speed}")
   command = ["place", keras_step, str(tmp_path / "p"), "--estimate", "--json"]
   command += [f"--cluster={cluster}", "--emit=plan", "--overwrite"]
