@@ -75,10 +75,12 @@ def _own_group() -> str:
 
 
 def _in_use(path: str) -> int:
-  """Returns the bytes of the group that cannot be taken back from it."""
+  """Returns the bytes of the group that cannot be read again from a file."""
   with open(os.path.join(path, "memory.stat"), encoding="ascii") as file:
-    counts = dict(line.split() for line in file)
-  return int(counts["rss"])
+    counts = {key: int(value) for key, value in map(str.split, file)}
+  usage = os.path.join(path, "memory.usage_in_bytes")
+  with open(usage, encoding="ascii") as file:
+    return int(file.read()) - counts["active_file"] - counts["inactive_file"]
 
 
 def _write(path: str, key: str, value: int) -> None:
