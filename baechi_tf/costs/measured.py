@@ -6,9 +6,11 @@ several steps counts, after a warm-up that is dropped. Every planned op runs as
 the op it is, but those that run inside another's kernel (see `fused_kernels`):
 they get their share of its time. A loop or branch runs as one op and its own
 span is its time. On a GPU the kernels' own time counts, not their launch.
-Tracing slows small ops, so that no sum of times is let above an untraced step.
+Tracing slows small ops and shows no work between ops, so that each traced step
+is followed by an untraced one, whose time corrects the sum.
 """
 
+import statistics
 import time
 from collections.abc import Callable
 from collections.abc import Mapping
@@ -22,9 +24,9 @@ from baechi_tf.costs.fused_kernels import Node
 from baechi_tf.costs.fused_kernels import nodes_by_name
 from baechi_tf.costs.fused_kernels import share_out
 from baechi_tf.costs.profile import OpCost
+from baechi_tf.costs.step_stats import match_step
 from baechi_tf.costs.step_stats import medians
 from baechi_tf.costs.step_stats import parse_step_stats
-from baechi_tf.costs.step_stats import within_step
 from baechi_tf.graph_item import GraphItem
 
 v1 = tf.compat.v1
@@ -72,10 +74,9 @@ def measure(
   report = progress or (lambda done, total: None)
   with open_session(item, device_type) as session:
     item.initialize(session)
-    costs, executed = _traced(
+    costs, executed, steps_us = _traced(
       item, input_values, session, warmup, num_steps, report
     )
-    step_time_us = min(step_times_us(item, input_values, session, num_steps))
   planned = set(item.op_names)
   hosts = find_hosts(
     nodes_by_name(x for x in item.graph_def.node if x.name in planned),
@@ -85,24 +86,32 @@ def measure(
     done, more = warmup + num_steps, sum(_STEPS_APART)
     with open_session(item, device_type, devices_apart(hosts)) as session:
       item.initialize(session)
-      apart, _ = _traced(
+      apart, _, _ = _traced(
         item, input_values, session, *_STEPS_APART,
         lambda step, total: report(done + step, done + more),
       )  # fmt: skip
     costs = share_out(costs, apart, hosts)
-  costs = _fed_costs(item, input_values) | within_step(costs, step_time_us)
+  costs = _fed_costs(item, input_values) | match_step(
+    costs, statistics.median(steps_us), on_host=device_type == "CPU"
+  )
   return {name: costs[name] for name in item.op_names if name in costs}
 
 
 def _traced(
   item, input_values, session, warmup, num_steps, report
-) -> tuple[dict[str, OpCost], dict[str, Node]]:
-  """Returns the median cost of each op that a step shows, and what ran."""
+) -> tuple[dict[str, OpCost], dict[str, Node], list[float]]:
+  """Runs traced steps, and an untraced one after each that counts.
+
+  Taken in turn, both kinds meet the same speed of a machine whose speed varies.
+
+  Returns the median cost of each op that a step shows, what ran, and the times
+  of the untraced steps.
+  """
   fetches = [*item.fetches, *item.targets]
   feed_dict = {x.tensor: input_values[x.name] for x in item.feeds}
   op_types = {node.name: node.op for node in item.graph_def.node}
   op_types = {name: op_types[name] for name in item.op_names}
-  executed, steps = {}, []
+  executed, steps, untraced_us = {}, [], []
   for step in range(warmup + num_steps):
     report(step, warmup + num_steps)
     options = v1.RunOptions(
@@ -114,8 +123,9 @@ def _traced(
       executed.update(nodes_by_name(graph.node))
     if step >= warmup:
       steps.append(parse_step_stats(metadata.step_stats, op_types))
+      untraced_us += step_times_us(item, input_values, session, 1)
   report(warmup + num_steps, warmup + num_steps)
-  return medians(steps, item.op_names), executed
+  return medians(steps, item.op_names), executed, untraced_us
 
 
 def _fed_costs(item: GraphItem, input_values) -> dict[str, OpCost]:
