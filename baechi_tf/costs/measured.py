@@ -6,8 +6,8 @@ several steps counts, after a warm-up that is dropped. Every planned op runs as
 the op it is, but those that run inside another's kernel (see `fused_kernels`):
 they get their share of its time. A loop or branch runs as one op and its own
 span is its time. On a GPU the kernels' own time counts, not their launch.
-Tracing slows small ops and shows no work between ops, so that each traced step
-is followed by an untraced one, whose time corrects the sum.
+Tracing slows small ops and shows no work between ops: untraced steps, before
+and after the traced ones, correct the sum.
 """
 
 import statistics
@@ -74,9 +74,12 @@ def measure(
   report = progress or (lambda done, total: None)
   with open_session(item, device_type) as session:
     item.initialize(session)
-    costs, executed, steps_us = _traced(
+    steps_us = _untraced_us(item, input_values, session, warmup, num_steps)
+    costs, executed = _traced(
       item, input_values, session, warmup, num_steps, report
     )
+    # On both sides, because the speed of a machine may change meanwhile.
+    steps_us += _untraced_us(item, input_values, session, warmup, num_steps)
   planned = set(item.op_names)
   hosts = find_hosts(
     nodes_by_name(x for x in item.graph_def.node if x.name in planned),
@@ -86,7 +89,7 @@ def measure(
     done, more = warmup + num_steps, sum(_STEPS_APART)
     with open_session(item, device_type, devices_apart(hosts)) as session:
       item.initialize(session)
-      apart, _, _ = _traced(
+      apart, _ = _traced(
         item, input_values, session, *_STEPS_APART,
         lambda step, total: report(done + step, done + more),
       )  # fmt: skip
@@ -99,19 +102,13 @@ def measure(
 
 def _traced(
   item, input_values, session, warmup, num_steps, report
-) -> tuple[dict[str, OpCost], dict[str, Node], list[float]]:
-  """Runs traced steps, and an untraced one after each that counts.
-
-  Taken in turn, both kinds meet the same speed of a machine whose speed varies.
-
-  Returns the median cost of each op that a step shows, what ran, and the times
-  of the untraced steps.
-  """
+) -> tuple[dict[str, OpCost], dict[str, Node]]:
+  """Returns the median cost of each op that a step shows, and what ran."""
   fetches = [*item.fetches, *item.targets]
   feed_dict = {x.tensor: input_values[x.name] for x in item.feeds}
   op_types = {node.name: node.op for node in item.graph_def.node}
   op_types = {name: op_types[name] for name in item.op_names}
-  executed, steps, untraced_us = {}, [], []
+  executed, steps = {}, []
   for step in range(warmup + num_steps):
     report(step, warmup + num_steps)
     options = v1.RunOptions(
@@ -123,9 +120,14 @@ def _traced(
       executed.update(nodes_by_name(graph.node))
     if step >= warmup:
       steps.append(parse_step_stats(metadata.step_stats, op_types))
-      untraced_us += step_times_us(item, input_values, session, 1)
   report(warmup + num_steps, warmup + num_steps)
-  return medians(steps, item.op_names), executed, untraced_us
+  return medians(steps, item.op_names), executed
+
+
+def _untraced_us(item, input_values, session, warmup, num_steps):
+  """Returns the times of half the steps; a traced step slows the next one."""
+  count = warmup + (num_steps + 1) // 2
+  return step_times_us(item, input_values, session, count)[warmup:]
 
 
 def _fed_costs(item: GraphItem, input_values) -> dict[str, OpCost]:
