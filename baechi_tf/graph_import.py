@@ -5,9 +5,11 @@ the bytes that the costs say; control edges none. What TensorFlow demands to be
 on one device becomes one group: the ops that share a resource or a variant
 (a variable and all that read or update it), those joined by a reference edge,
 and those that name each other in `_class`. So do ops that run in one kernel:
-apart they would not.
+apart they would not. In a rewritten model, so does a small constant with the
+only op that takes it.
 """
 
+import collections
 import math
 from collections.abc import Mapping
 from collections.abc import Sequence
@@ -26,6 +28,7 @@ from baechi_tf.function_library import parse_ref
 from baechi_tf.graph_item import GraphItem
 from baechi_tf.op_graph import CONTROL as CONTROL_OUTPUT
 from baechi_tf.op_graph import OpGraph
+from baechi_tf.rewrites.replicate_constant import is_small_constant
 
 _RESOURCE = tf.resource.as_datatype_enum
 _SHARED = (_RESOURCE, tf.variant.as_datatype_enum)
@@ -76,7 +79,13 @@ def op_graph_from_item(
     edge_source=source,
     edge_output=output,
     edge_target=target,
-    group=_groups(nodes, index, pairs + _fused(costs, index)),
+    group=_groups(
+      nodes,
+      index,
+      pairs
+      + _fused(costs, index)
+      + (_constants(nodes, source, target) if item.rewritten_for else []),
+    ),
   )
 
 
@@ -212,6 +221,15 @@ def _fused(costs, index) -> list[tuple[int, int]]:
     for op, x in enumerate(row)
     if x.fused_into in index
   ]
+
+
+def _constants(nodes, source, target) -> list[tuple[int, int]]:
+  """Returns each small constant that a single op takes, with that op."""
+  users = collections.defaultdict(set)
+  for producer, consumer in zip(source, target, strict=True):
+    if is_small_constant(nodes[producer]):
+      users[producer].add(consumer)
+  return [(op, *mine) for op, mine in users.items() if len(mine) == 1]
 
 
 def _groups(nodes, index, pairs) -> np.ndarray:

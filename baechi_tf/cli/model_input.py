@@ -85,7 +85,8 @@ def add_rewrite_argument(parser: argparse.ArgumentParser) -> None:
     dest="rewrite",
     action="store_false",
     help="leave every node as it is; default: split ops that only pass tensors"
-    " on (IdentityN, ShapeN), which changes no number",
+    " on (IdentityN, ShapeN) and give each op that takes a small constant a"
+    " constant of its own, which changes no number",
   )
 
 
@@ -315,11 +316,16 @@ def _input_shape(text: str) -> tuple[str, tuple[int, ...]]:
 
 
 def _rewrite_notes(item: "GraphItem") -> tuple[str, ...]:
-  count = item.num_rewritten.get("split_pass_through", 0)
-  if not count:
-    return ()
-  ops = "1 op that passes" if count == 1 else f"{count:,} ops that pass"
-  return (f"rewritten: {ops} several tensors on became one op a tensor",)
+  notes = []
+  if count := item.num_rewritten.get("split_pass_through"):
+    ops = "1 op that passes" if count == 1 else f"{count:,} ops that pass"
+    notes.append(f"rewritten: {ops} several tensors on became one op a tensor")
+  if count := item.num_rewritten.get("replicate_constant"):
+    ops = "1 small constant" if count == 1 else f"{count:,} small constants"
+    notes.append(
+      f"rewritten: {ops} became one constant for each op that takes it"
+    )
+  return tuple(notes)
 
 
 def _is_measured(device_type: str, cluster: Cluster) -> bool:

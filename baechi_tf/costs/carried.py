@@ -12,29 +12,35 @@ from baechi_tf.costs.profile import Profile
 from baechi_tf.graph_item import GraphItem
 
 _PART = re.compile(r"(?P<op>.+)/output_(?P<output>\d+)")
+_COPY = re.compile(r"(?P<op>.+)/copy_\d+")
 
 
 def carried_over(
   profile: Profile, item: GraphItem
 ) -> dict[str, dict[str, OpCost]]:
-  """Returns the profile with costs for the parts of ops that were split.
+  """Returns the profile with costs for the parts and copies of its ops.
 
-  A part gets its own output's bytes and an equal share of the time and of the
-  temporary bytes.
+  A part of an op that was split gets its own output's bytes and an equal share
+  of the time and of the temporary bytes. A copy of a constant costs the same.
 
   Args:
     profile: it is not changed.
     item: the rewritten model, or any other.
   """
   op_types = {node.name: node.op for node in item.graph_def.node}
-  parts = {}
+  parts, copies = {}, {}
   for name in item.op_names if item.num_rewritten else ():
-    match = _PART.fullmatch(name)
-    if match and match["op"] not in op_types:
-      parts[name] = (match["op"], int(match["output"]))
+    part, copy = _PART.fullmatch(name), _COPY.fullmatch(name)
+    if part and part["op"] not in op_types:
+      parts[name] = (part["op"], int(part["output"]))
+    elif copy and op_types[name] == op_types.get(copy["op"]) == "Const":
+      copies[name] = copy["op"]
   result = {}
   for device_type, costs in profile.items():
     result[device_type] = dict(costs)
+    for name, op in copies.items():
+      if op in costs:
+        result[device_type].setdefault(name, costs[op])
     for name, (op, output) in parts.items():
       cost = costs.get(op)
       count = len(cost.output_bytes) if cost else 0

@@ -19,6 +19,7 @@ from baechi_tf.function_library import CONTROL
 from baechi_tf.function_library import functions_by_name
 from baechi_tf.function_library import parse_ref
 from baechi_tf.rewrites.body import Body
+from baechi_tf.rewrites.replicate_constant import replicate_constant
 from baechi_tf.rewrites.split_pass_through import split_pass_through
 from baechi_tf.signatures import nodes_behind
 
@@ -29,6 +30,7 @@ MetaGraphDef = tf.compat.v1.MetaGraphDef
 # many nodes it replaced.
 REWRITES: Mapping[str, Callable[[Body], tuple[Body, int]]] = {
   "split_pass_through": split_pass_through,
+  "replicate_constant": replicate_constant,
 }
 
 

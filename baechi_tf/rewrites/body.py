@@ -41,6 +41,15 @@ class Body:
       list(function.node_def), dict(function.ret), kept, is_function=True
     )
 
+  def tied_names(self) -> set[str]:
+    """Returns the nodes that others want to share a device with (`_class`)."""
+    return {
+      value.removeprefix(b"loc:@").decode()
+      for node in self.nodes
+      if "_class" in node.attr
+      for value in node.attr["_class"].list.s
+    }
+
   def write_to_graph(self, graph_def) -> None:
     """Replaces a graph's nodes by these."""
     nodes = list(map(_copy, self.nodes))

@@ -54,16 +54,11 @@ def split_pass_through(body: Body) -> tuple[Body, int]:
 def _parts(body: Body) -> dict[str, list[NodeDef]]:
   """Returns what takes the place of each op that is split."""
   taken = {node.name for node in body.nodes}
-  tied = {
-    value.removeprefix(b"loc:@").decode()
-    for node in body.nodes
-    if "_class" in node.attr
-    for value in node.attr["_class"].list.s
-  }
+  stay = body.kept | body.tied_names()
   updates = any(_UPDATE.match(node.op) for node in body.nodes)
   parts = {}
   for node in body.nodes:
-    if node.op not in _SINGLE or node.name in body.kept | tied:
+    if node.op not in _SINGLE or node.name in stay:
       continue
     if _CUSTOM_GRADIENT in node.attr and not updates:
       continue

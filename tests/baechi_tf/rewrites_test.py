@@ -7,6 +7,7 @@ import pytest
 from baechi_tf.cli import main as cli
 from baechi_tf.costs.carried import carried_over
 from baechi_tf.costs.profile import OpCost
+from baechi_tf.graph_import import op_graph_from_item
 from baechi_tf.graph_item import read_item
 from baechi_tf.rewrites import rewrite_step
 from baechi_tf.saved_model import load
@@ -81,7 +82,7 @@ def test_keras_gradients_pass_through_one_op_each(keras_step):
   item = read_item(keras_step)
   assert before.count("IdentityN") == 1
   assert "IdentityN" not in op_types(item)
-  assert dict(item.num_rewritten) == {"split_pass_through": 1}
+  assert item.num_rewritten["split_pass_through"] == 1
 
 
 def test_written_model_has_the_rewrite_and_computes_the_same_bits(
@@ -156,6 +157,71 @@ def test_a_custom_gradient_is_kept_where_it_may_still_be_taken(updates):
   assert counts == {"split_pass_through": 1 + updates}
 
 
+def constant_graph():
+  """Returns z = 2 x + (2 + y) * 2 * 2 of one constant 2, and a large one."""
+  with tf.Graph().as_default() as graph:
+    x = tf.compat.v1.placeholder(tf.float32, [32], name="x")
+    y = tf.compat.v1.placeholder(tf.float32, [32], name="y")
+    two, large = tf.constant(2.0, name="two"), tf.zeros([32], name="large")
+    first = tf.multiply(x + large, two, name="first")
+    second = tf.add(y + large, two, name="second")
+    third = tf.multiply(second, two * two, name="third")
+    tf.add(first, third, name="z")
+  return MetaGraphDef(graph_def=graph.as_graph_def())
+
+
+def constants(graph_def):
+  """Returns the names of each constant's users."""
+  return {
+    node.name: [x.name for x in graph_def.node if node.name in x.input]
+    for node in graph_def.node
+    if node.op == "Const"
+  }
+
+
+def test_every_user_of_a_small_constant_gets_its_own():
+  meta_graph = constant_graph()
+  graph_def, counts = rewrite_step(meta_graph, ["z"])
+  assert counts == {"replicate_constant": 1}
+  users = constants(graph_def)
+  assert len(users.pop("large")) == 2
+  assert users == {
+    "two": ["first"], "two/copy_1": ["second"], "two/copy_2": ["mul"]
+  }  # fmt: skip
+  feed = {"x:0": np.arange(32.0), "y:0": np.ones(32)}
+  for graph in (meta_graph.graph_def, graph_def):
+    with session(graph) as running:
+      expected = 2 * np.arange(32.0) + 12
+      np.testing.assert_array_equal(running.run("z:0", feed), expected)
+  again = MetaGraphDef(graph_def=graph_def)
+  assert rewrite_step(again, ["z"]) == (graph_def, {})
+
+
+def test_a_constant_that_is_fetched_or_waited_for_stays():
+  meta_graph = constant_graph()
+  assert rewrite_step(meta_graph, ["z", "two"])[1] == {}
+  node = next(x for x in meta_graph.graph_def.node if x.name == "z")
+  node.input.append("^two")
+  assert rewrite_step(meta_graph, ["z"])[1] == {}
+
+
+def test_a_small_constant_sits_with_its_user(keras_step):
+  item = read_item(keras_step)
+  costs = {
+    x.name: OpCost(x.op, 1.0, output_bytes=(4,) * 9)
+    for x in item.graph_def.node
+    if x.name in item.op_names
+  }
+  graph = op_graph_from_item(item, {"CPU": costs}, ["CPU"])
+  types = {node.name: node.op for node in item.graph_def.node}
+  is_constant = np.array([types[x] == "Const" for x in graph.names])
+  assert is_constant.sum() > 3
+  from_constant = is_constant[graph.edge_source]
+  group = graph.group
+  same = group[graph.edge_source] == group[graph.edge_op]
+  assert same[from_constant].all()
+
+
 def test_a_profile_of_the_model_as_it_was_serves_the_rewritten(keras_step):
   item = read_item(keras_step)
   before = read_item(keras_step, rewrite=False)
@@ -166,6 +232,10 @@ def test_a_profile_of_the_model_as_it_was_serves_the_rewritten(keras_step):
   part = costs[f"{old}/output_3"]
   assert part == OpCost("Identity", 10.0, output_bytes=(11,))
   assert carried_over(profile, before) == profile
+  copy = next(x for x in item.op_names if x.endswith("/copy_1"))
+  constant = copy.removesuffix("/copy_1")
+  profile = {"CPU": {constant: OpCost("Const", 2.0, output_bytes=(4,))}}
+  assert carried_over(profile, item)["CPU"][copy].compute_time_us == 2.0
 
 
 def test_place_says_what_it_rewrote_and_leaves_it_if_told(
@@ -180,7 +250,7 @@ def test_place_says_what_it_rewrote_and_leaves_it_if_told(
   command += [f"--cluster={cluster}", "--emit=plan", "--overwrite"]
   assert cli.main(command) == 0
   summary = json.loads(capsys.readouterr().out)
-  assert summary["num_rewritten"] == {"split_pass_through": 1}
+  assert summary["num_rewritten"]["split_pass_through"] == 1
   assert any("1 op that passes" in x for x in summary["notes"])
   assert cli.main([*command, "--no-rewrite"]) == 0
   assert json.loads(capsys.readouterr().out)["num_rewritten"] == {}

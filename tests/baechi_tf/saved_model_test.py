@@ -32,7 +32,7 @@ def mlp(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def item(mlp):
-  return read_item(mlp, signature="train")
+  return read_item(mlp, signature="train", rewrite=False)
 
 
 @pytest.fixture(scope="module")
@@ -147,7 +147,7 @@ def test_rewrite_devices_is_deterministic(mlp, item, plan):
 
 def test_rewrite_devices_loop_body_follows_the_loop(tmp_path):
   path = models.save_loop(tmp_path / "model")
-  item = read_item(path)
+  item = read_item(path, rewrite=False)
   plan = models.spread(item, DEVICES)
   placed, copies = rewrite_devices(graph_of(path), item.paths, plan)
   functions = {f.signature.name: f for f in placed.library.function}
@@ -166,7 +166,7 @@ def test_rewrite_devices_loop_body_follows_the_loop(tmp_path):
 
 def test_rewrite_devices_loops_of_one_body_apart_get_two(tmp_path):
   path = models.save_two_loops(tmp_path / "model")
-  item = read_item(path)
+  item = read_item(path, rewrite=False)
   nodes = {node.name: node for node in item.graph_def.node}
   loops = [x for x in item.op_names if nodes[x].op.endswith("While")]
   assert len(loops) == 2
@@ -300,7 +300,7 @@ def test_placed_model_runs_in_the_v1_loader(mlp, placed):
 
 
 def test_placed_model_reads_back_as_the_same_item(item, plan, placed):
-  again = read_item(placed, signature="train")
+  again = read_item(placed, signature="train", rewrite=False)
   assert again.op_names == item.op_names
   devices = {node.name: node.device for node in again.graph_def.node}
   real = [name for name in again.op_names if again.paths[name]]

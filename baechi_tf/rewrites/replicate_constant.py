@@ -1,0 +1,85 @@
+"""Gives each op that takes a small constant a constant of its own.
+
+A constant with users on two devices is on one of them, and is sent to the
+other. A copy costs less than a message. TensorFlow's own pass makes copies for
+CPU devices alone, after the plan is made; a copy in the model has a device of
+the plan's.
+"""
+
+import collections
+import math
+from collections.abc import Sequence
+
+import tensorflow as tf
+
+from baechi_tf.rewrites.body import Body
+
+NodeDef = tf.compat.v1.NodeDef
+
+# As in TensorFlow's pass, `replicate_constants_pass.cc`.
+MAX_ELEMENTS = 16
+
+
+def replicate_constant(body: Body) -> tuple[Body, int]:
+  """Returns the body with copies of small constants, and how many had users.
+
+  The first user keeps constant "x", further ones take "x/copy_1" and so on. A
+  constant stays alone if it is named outside or in an op's `_class`, if an op
+  waits for it, or if a copy's name is taken.
+
+  Args:
+    body: it is not changed.
+  """
+  copied = _copied(body)
+  if not copied:
+    return body, 0
+  new_name = {
+    (constant, user): f"{constant}/copy_{i}"
+    for constant, users in copied.items()
+    for i, user in enumerate(users, 1)
+  }
+  nodes = []
+  for node in body.nodes:
+    new = NodeDef()
+    new.CopyFrom(node)
+    for i, ref in enumerate(node.input):
+      constant, colon, rest = ref.partition(":")
+      if (constant, node.name) in new_name:
+        new.input[i] = new_name[constant, node.name] + colon + rest
+    nodes.append(new)
+    for user in copied.get(node.name, ()):
+      copy = NodeDef()
+      copy.CopyFrom(node)
+      copy.name = new_name[node.name, user]
+      nodes.append(copy)
+  return Body(nodes, body.returns, body.kept, body.is_function), len(copied)
+
+
+def is_small_constant(node: NodeDef) -> bool:
+  """Whether a node is a constant that is cheaper to copy than to send."""
+  if node.op != "Const":
+    return False
+  shape = node.attr["value"].tensor.tensor_shape
+  return math.prod(x.size for x in shape.dim) <= MAX_ELEMENTS
+
+
+def _copied(body: Body) -> dict[str, Sequence[str]]:
+  """Returns constant -> its users that get copies."""
+  names = {node.name for node in body.nodes}
+  stay = body.kept | body.tied_names()
+  users = collections.defaultdict(dict)  # in order, each once
+  for node in body.nodes:
+    for ref in node.input:
+      users[ref.partition(":")[0]][node.name] = None
+  returned = {ref.partition(":")[0] for ref in body.returns.values()}
+  copied = {}
+  for node in filter(is_small_constant, body.nodes):
+    if node.name in stay or f"^{node.name}" in users:
+      continue
+    mine = list(users[node.name])
+    if node.name not in returned:
+      mine = mine[1:]
+    new = {f"{node.name}/copy_{i}" for i, _ in enumerate(mine, 1)}
+    if new and names.isdisjoint(new):
+      copied[node.name] = mine
+  return copied
