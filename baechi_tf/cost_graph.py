@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 
 _OP_FIELDS = frozenset({
   "id", "name", "compute_time_us", "persistent_bytes", "temporary_bytes",
-  "output_bytes", "colocation_group", "persistent_output",
+  "output_bytes", "colocation_group", "persistent_output", "is_input",
 })  # fmt: skip
 _EDGE_FIELDS = frozenset({"source", "target", "output", "control", "key"})
 
@@ -119,6 +119,7 @@ def _nodes(graph: OpGraph) -> Iterator[dict[str, Any]]:
   persistent = graph.persistent_bytes.tolist()
   temporary = graph.temporary_bytes.tolist()
   groups = graph.group.tolist()
+  is_input = graph.is_input.tolist()
   offsets = graph.tensor_offsets.tolist()
   sizes = graph.tensor_bytes.tolist()
   is_persistent = graph.tensor_is_persistent.tolist()
@@ -143,6 +144,8 @@ def _nodes(graph: OpGraph) -> Iterator[dict[str, Any]]:
       node["persistent_output"] = True if all(held) else held
     if members[groups[op]] > 1:
       node["colocation_group"] = groups[op]
+    if is_input[op]:
+      node["is_input"] = True
     yield node
 
 
@@ -190,6 +193,9 @@ def _from_tables(tables: Any) -> OpGraph:
     edge_output=output,
     edge_target=target,
     group=_groups(nodes, names),
+    is_input=_column(
+      nodes, "is_input", False, _is_bool, names, "true or false"
+    ),
   )
 
 
@@ -209,6 +215,10 @@ _ID = "a string or a whole number"
 
 def _is_bytes(value: Any) -> bool:
   return type(value) is int and 0 <= value <= MAX_BYTES
+
+
+def _is_bool(value: Any) -> bool:
+  return type(value) is bool
 
 
 def _is_id(value: Any) -> bool:

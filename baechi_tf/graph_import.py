@@ -6,7 +6,7 @@ on one device becomes one group: the ops that share a resource or a variant
 (a variable and all that read or update it), those joined by a reference edge,
 and those that name each other in `_class`. So do ops that run in one kernel:
 apart they would not. In a rewritten model, so does a small constant with the
-only op that takes it.
+only op that takes it. What is fed is an input, which stays with the caller.
 """
 
 import collections
@@ -85,6 +85,9 @@ def op_graph_from_item(
       pairs
       + _fused(costs, index)
       + (_constants(nodes, source, target) if item.rewritten_for else []),
+    ),
+    is_input=np.isin(
+      item.op_names, [parse_ref(feed.tensor)[0] for feed in item.feeds]
     ),
   )
 

@@ -85,6 +85,8 @@ class OpGraph:
     edge_op: int64 `[e]`, the op that consumes `edge_tensor`.
     group: int64 `[n]`, ops of one id must be on one device; ids are dense and
       numbered by first appearance; an op without company has its own.
+    is_input: bool `[n]`, the caller of the step makes the op's output: it is on
+      the client, device 0, whatever else is planned.
   """
 
   names: tuple[str, ...]
@@ -99,6 +101,7 @@ class OpGraph:
   edge_tensor: np.ndarray
   edge_op: np.ndarray
   group: np.ndarray
+  is_input: np.ndarray
 
   @classmethod
   def build(
@@ -116,6 +119,7 @@ class OpGraph:
     edge_output: np.ndarray = (),
     edge_target: np.ndarray = (),
     group: np.ndarray | None = None,
+    is_input: np.ndarray | None = None,
   ) -> "OpGraph":
     """Returns the validated graph of ops, their outputs and their edges.
 
@@ -135,6 +139,7 @@ class OpGraph:
       edge_output: int `[e]` which output of the producer, or `CONTROL`.
       edge_target: int `[e]` op index of the consumer.
       group: int `[n]` labels; ops of one label >= 0 must share a device.
+      is_input: bool `[n]`, default false.
 
     Raises:
       ValueError: a name is repeated or no text, an array's length is not what
@@ -160,6 +165,9 @@ class OpGraph:
     persistent = _costs(names, "persistent_bytes", persistent_bytes)
     temporary = _costs(names, "temporary_bytes", temporary_bytes)
     output_op = np.asarray(output_op, np.int64)
+    if is_input is None:
+      is_input = np.zeros(n, bool)
+    _check_length("is_input", is_input, n)
     if output_is_persistent is None:
       output_is_persistent = np.zeros(len(output_op), bool)
     wrong = ~(np.isfinite(times) & (times >= 0))
@@ -213,6 +221,7 @@ class OpGraph:
       edge_tensor=_frozen(edges[:, 0]),
       edge_op=_frozen(edges[:, 1]),
       group=_frozen(dense_groups(group, n)),
+      is_input=_frozen(np.array(is_input, bool)),
     )
     if n and graph.depth.min() < 0:
       raise ValueError(f"the graph has a cycle: {_a_cycle(graph)}")
@@ -339,6 +348,15 @@ class OpGraph:
     rank = np.empty(self.num_ops, np.int64)
     rank[self.order] = np.arange(self.num_ops)
     return _frozen(rank)
+
+  @functools.cached_property
+  def is_on_client(self) -> np.ndarray:
+    """Bool `[n]`: whether an op's group has an input of the step."""
+    return _frozen(np.isin(self.group, self.group[self.is_input]))
+
+  def with_inputs_on_client(self, device: np.ndarray) -> np.ndarray:
+    """Returns `device`, int `[n]`, with the step's inputs on device 0."""
+    return np.where(self.is_on_client, 0, device)
 
   def sum_by_group(self, values: np.ndarray) -> np.ndarray:
     """Returns the sum of `values` `[n, ...]` over each group's ops."""

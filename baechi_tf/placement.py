@@ -74,6 +74,9 @@ def placement_for(
 ) -> Placement:
   """Returns op name -> device name as a placement of `graph` on `cluster`.
 
+  The step's inputs are on device 0 all the same: the runtime leaves them where
+  the caller has made them.
+
   Args:
     graph: the ops.
     cluster: the devices.
@@ -103,6 +106,7 @@ def placement_for(
         f" cluster; its devices are {', '.join(index)}"
       )
   device = np.array([index[device_of[x]] for x in graph.names], np.int64)
+  device = graph.with_inputs_on_client(device)
   ops = None if order is None else _ops_in_order(graph, order)
   placement = Placement(graph.names, cluster.device_names, device, order=ops)
   check_placement(graph, cluster, placement)

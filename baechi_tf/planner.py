@@ -271,10 +271,9 @@ def _try(graph, cluster, placer, coarse, policy, clock):
         )
     except InfeasiblePlacementError as infeasible:
       return None, error or f"{infeasible}{_merged(graph, coarse.graph)}"
+    device = graph.with_inputs_on_client(placement.device[coarse.coarse_op])
     with clock.stage("simulating"):
-      simulation = simulate(
-        graph, cluster, placement.device[coarse.coarse_op], policy=policy
-      )
+      simulation = simulate(graph, cluster, device, policy=policy)
     error = overflow(graph, cluster, simulation)
     if error is None:
       return simulation, ""
@@ -288,7 +287,7 @@ def _search(graph, cluster, candidates, budget, policy, bound_us, progress):
   found = search(
     graph,
     cluster,
-    [*plans, *single],
+    list(map(graph.with_inputs_on_client, [*plans, *single])),
     budget,
     policy=policy,
     enough_us=bound_us,

@@ -38,6 +38,7 @@ class Op:
   temporary: int = 0
   group: str | None = None
   persistent_outputs: tuple[int, ...] = ()
+  is_input: bool = False
 
 
 Edge = tuple[str, int, str]  # producer, which output or CONTROL, consumer
@@ -69,6 +70,7 @@ def make_graph(
       -1 if op.group is None else labels.setdefault(op.group, len(labels))
       for op in ops
     ],
+    is_input=[op.is_input for op in ops],
   )
 
 

@@ -69,10 +69,13 @@ def _merge_within(pairs, group_bytes, max_group_bytes):
 
 
 def single_consumers(graph: OpGraph) -> np.ndarray:
-  """Returns int64 `[p, 2]`: each op with one consumer, and that consumer."""
+  """Returns int64 `[p, 2]`: each op with one consumer, and that consumer.
+
+  An input of the step has none: its device is known.
+  """
   source, target, _ = graph.op_pairs
   num_consumers = np.bincount(source, minlength=graph.num_ops)
-  single = num_consumers[source] == 1
+  single = (num_consumers[source] == 1) & ~graph.is_input[source]
   return np.stack([source[single], target[single]], axis=1)
 
 

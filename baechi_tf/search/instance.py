@@ -37,6 +37,7 @@ class Instance(NamedTuple):
   inputs: np.ndarray  # int32 [e], tensors
   persistent: np.ndarray  # int64 [n] bytes
   temporary: np.ndarray  # int64 [n] bytes
+  fixed: np.ndarray  # bool [n], ops that no move takes
   memory: np.ndarray  # int64 [D] bytes
   limited: bool  # whether a device could run out of memory
   processor: np.ndarray  # int64 [D]
@@ -85,6 +86,7 @@ def make_instance(graph: OpGraph, cluster: Cluster) -> Instance:
     inputs=edge_tensor[by_consumer].astype(np.int32),
     persistent=graph.persistent_bytes[order],
     temporary=graph.temporary_bytes[order],
+    fixed=graph.is_on_client[order],
     memory=cluster.memory_bytes,
     limited=bool(most > cluster.memory_bytes.min()),
     processor=cluster.processor,

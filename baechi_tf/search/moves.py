@@ -97,7 +97,7 @@ def move(x, s, h, room):
   moved = 0
   for i in range(taken):
     op = ops[i]
-    if s.device[op] != target:
+    if s.device[op] != target and not x.fixed[op]:
       ops[moved] = op
       homes[moved] = s.device[op]
       moved += 1
@@ -111,7 +111,7 @@ def move(x, s, h, room):
     if cluster != h.cluster[level, seed] and s.device[other] == target:
       forth = moved
       for i in range(h.offsets[cluster], h.offsets[cluster + 1]):
-        if s.device[h.ops[i]] == target:
+        if s.device[h.ops[i]] == target and not x.fixed[h.ops[i]]:
           ops[moved] = h.ops[i]
           homes[moved] = target
           moved += 1

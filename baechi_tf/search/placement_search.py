@@ -131,7 +131,8 @@ def search(
   not, the one that lacks least, mostly.
 
   Args:
-    graph: the ops and their costs; groups stay together.
+    graph: the ops and their costs; groups stay together, and the step's
+      inputs stay where they are.
     cluster: the devices and links.
     starts: int `[n]` each, at least one placement that keeps groups together.
     budget: of time or evaluations.

@@ -22,6 +22,7 @@ ARRAYS = (
   "edge_tensor",
   "edge_op",
   "group",
+  "is_input",
 )
 
 
@@ -72,6 +73,7 @@ def random_graph(seed: int) -> OpGraph:
     edge_output=output,
     edge_target=target,
     group=rng.integers(-1, max(n // 2, 1), n),
+    is_input=rng.random(n) < 0.2,
   )
 
 
@@ -251,6 +253,7 @@ def test_bytes_that_are_no_text_are_refused(tmp_path):
     ({"compute_time_us": {"CPU": "1"}}, "op 'b': compute_time_us"),
     ({"persistent_bytes": -1}, "op 'b': persistent_bytes .* got -1"),
     ({"persistent_bytes": 1.5}, "op 'b': persistent_bytes"),
+    ({"is_input": 1}, "op 'b': is_input must be true or false; got 1"),
     ({"temporary_bytes": "1 MiB"}, "op 'b': temporary_bytes .*1 MiB"),
     ({"temporary_bytes": 2**70}, "op 'b': temporary_bytes"),
     ({"output_bytes": 8}, "op 'b': output_bytes must be a list"),

@@ -50,6 +50,14 @@ def test_ops_are_the_planned_ones_in_order(items, model):
 
 
 @pytest.mark.parametrize("model", MODELS)
+def test_inputs_are_what_is_fed(items, model):
+  graph = imported(items[model])
+  fed = {feed.tensor.partition(":")[0] for feed in items[model].feeds}
+  assert fed
+  assert {graph.names[i] for i in np.flatnonzero(graph.is_input)} == fed
+
+
+@pytest.mark.parametrize("model", MODELS)
 def test_edges_equal_a_walk_of_tensorflows_graph(items, model):
   item = items[model]
   graph = imported(item)

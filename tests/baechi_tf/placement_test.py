@@ -95,6 +95,12 @@ def test_placement_for_ignores_the_order_of_the_mapping():
   ]
 
 
+def test_placement_for_leaves_inputs_on_the_client():
+  graph = make_graph([Op("x", is_input=True), Op("y")])
+  found = placement_for(graph, CLUSTER, {"x": "d1", "y": "d1"})
+  assert found.device.tolist() == [0, 1]
+
+
 def test_placement_for_missing_op_error_names_it():
   with pytest.raises(ValueError, match="2 of 3 ops have no device.*'b'.*other"):
     placement_for(GRAPH, CLUSTER, {"a": "d0"})

@@ -1,3 +1,4 @@
+import dataclasses
 import re
 
 import numpy as np
@@ -8,6 +9,7 @@ from baechi_tf import watched
 from baechi_tf.placement import InfeasiblePlacementError
 from baechi_tf.placers.favorite_child import LinearProgramError
 from baechi_tf.planner import plan
+from baechi_tf.search.placement_search import Budget
 from baechi_tf.simulator import overflow
 from baechi_tf.simulator import simulate
 from tests import contracts
@@ -205,3 +207,32 @@ def test_plan_on_one_processor_is_one_device():
   assert planned.simulation.makespan_us == 36 == planned.bound.us
   assert set(planned.placement.device.tolist()) == {0}
   assert plan(graph, make_cluster(2)).simulation.makespan_us == 18
+
+
+def test_plan_pays_for_inputs_that_leave_the_client():
+  graph = make_graph(
+    [Op("x", 0.0, outputs=(1000,), is_input=True), Op("a", (10.0, 2.0))],
+    [("x", 0, "a")],
+    device_types=("slow", "fast"),
+  )
+  cluster = make_cluster(2, types=["slow", "fast"], bytes_per_us=500)
+  planned = plan(graph, cluster)
+  assert planned.placement.device.tolist() == [0, 1]
+  assert planned.simulation.makespan_us == 1000 / 500 + 2
+  slow = make_cluster(2, types=["slow", "fast"], bytes_per_us=100)
+  assert plan(graph, slow).placement.device.tolist() == [0, 0]
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_plan_leaves_inputs_and_their_groups_on_the_client(seed):
+  rng = np.random.default_rng(seed)
+  graph = contracts.random_graph(rng, 14, group_share=0.3)
+  is_input = rng.random(14) < 0.3
+  graph = dataclasses.replace(graph, is_input=is_input)
+  cluster = contracts.costly(rng, contracts.random_cluster(rng, 3))
+  planned = plan(graph, cluster, budget=Budget(evaluations=300))
+  with_input = np.isin(graph.group, graph.group[is_input])
+  assert with_input.any()
+  for candidate in planned.candidates:
+    if candidate.simulation:
+      assert not candidate.simulation.device[with_input].any()
