@@ -1,7 +1,7 @@
 """Real training steps, placed by the command line, run on their devices.
 
-Everything here runs on a small Inception-V3, a 4-layer GNMT and a Transformer,
-each exported and profiled once.
+Everything here runs on the models of `tools.acceptance`, each exported and
+profiled once.
 """
 
 import dataclasses
@@ -67,12 +67,15 @@ def cluster_of(case, directory, num_devices, memory_bytes):
 
 
 @pytest.mark.parametrize("rewritten", [True, False])
-def test_three_steps_give_the_same_numbers(checks, num_devices, rewritten):
+def test_three_steps_give_the_same_numbers(
+  case, checks, num_devices, rewritten
+):
   check = checks[num_devices, rewritten]
   assert len(check.model.outputs) == 3
   assert check.difference.is_same
   # No comparison of what stayed as it was.
-  assert check.difference.num_changed == len(check.model.final) > 90
+  constant = case.subject.name == "keras_adam"  # its learning rate
+  assert check.difference.num_changed == len(check.model.final) - constant > 90
   losses = [float(x["loss"]) for x in check.model.outputs]
   assert len(set(losses)) == 3
 

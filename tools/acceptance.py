@@ -1,7 +1,8 @@
 r"""Places the benchmark models through the command line, and checks each.
 
 Exports the training steps of Inception-V3, a 4-layer GNMT and a Transformer,
-small but with the structure of the full ones; profiles each once; places it on
+small but with the structure of the full ones, and one of a smaller Transformer
+that ends in Keras' own Adam; profiles each once; places it on
 2 and on 4 CPU devices, none of which can hold it alone; and runs it beside the
 model that was not placed. Prints the tables of docs/acceptance.md:
 
@@ -29,11 +30,13 @@ from tools.placed_model import Check
 from tools.placed_model import PlacedModel
 from tools.placed_model import run_model
 
-# The sizes in which a model differs from the preset "tiny".
+# A step's model and optimizer, and the sizes in which the model differs from
+# the preset "tiny". `keras_adam` ends in Keras' own `optimizer.apply`.
 MODELS = {
-  "inception": {},
-  "gnmt": {"layers": 4, "length": 4},
-  "transformer": {},
+  "inception": ("inception", "fused_adam", {}),
+  "gnmt": ("gnmt", "fused_adam", {"layers": 4, "length": 4}),
+  "transformer": ("transformer", "fused_adam", {}),
+  "keras_adam": ("transformer", "adam", {"layers": 1}),
 }
 SIGNATURE = "train"
 NUM_STEPS = 3
@@ -65,8 +68,9 @@ class Subject:
 def prepare(name: str, directory: str) -> Subject:
   """Exports and profiles a model, in an empty directory."""
   path, profile = (os.path.join(directory, x) for x in ("model", "profile"))
-  sizes = benchmark_models.sizes_for(name, "tiny", **MODELS[name])
-  step = training_step.TrainingStep(benchmark_models.build(sizes))
+  model, optimizer, overrides = MODELS[name]
+  sizes = benchmark_models.sizes_for(model, "tiny", **overrides)
+  step = training_step.TrainingStep(benchmark_models.build(sizes), optimizer)
   training_step.export(step, path)
   run_baechi(
     "profile", path, profile, f"--signature={SIGNATURE}", "--num-steps=3"
