@@ -30,7 +30,7 @@ from baechi_tf.placement import Placement
 from baechi_tf.placers import PLACERS
 from baechi_tf.placers.favorite_child import LinearProgramError
 from baechi_tf.placers.favorite_child import uses_lp
-from baechi_tf.search.placement_search import Budget
+from baechi_tf.search.budget import Budget
 from baechi_tf.search.placement_search import search
 from baechi_tf.simulator import overflow
 from baechi_tf.simulator import simulate
@@ -148,7 +148,7 @@ def plan(
   with clock.stage("bounds"):
     check_memory(graph, cluster)
     bound = lower_bound(graph, cluster)
-  candidates, unfit = [], []
+  candidates, unfit, starts = [], [], []
   num_coarse_ops = {}
   notes = []
   for together in (COPLACED, CAPPED, APART) if coplacement else (APART,):
@@ -161,7 +161,11 @@ def plan(
       notes.append(_greedy_note(coarse.graph, together))
     for name in PLACERS if placer == BEST else (placer,):
       try:
-        simulation, error = _try(graph, cluster, name, coarse, policy, clock)
+        simulation, error, device = _try(
+          graph, cluster, name, coarse, policy, clock
+        )
+        if device is not None:
+          starts.append(device)
         candidates.append(Candidate(name, together, simulation, error))
         if simulation is None:
           unfit.append(candidates[-1])
@@ -175,7 +179,7 @@ def plan(
   if placer == BEST and not budget.is_empty and graph.num_ops:
     with clock.stage("searching"):
       found, note = _search(
-        graph, cluster, candidates, budget, policy, bound.us, progress
+        graph, cluster, candidates, starts, budget, policy, bound.us, progress
       )
     candidates.append(found)
     notes.append(note)
@@ -261,8 +265,12 @@ def _coarsen(
 
 
 def _try(graph, cluster, placer, coarse, policy, clock):
-  """Returns a feasible simulation of the placer's plan, or None and why."""
-  error = ""
+  """Returns a feasible simulation of the placer's plan, or None and why.
+
+  Also where the last plan of it puts each op, whether it fits or not; None if
+  it has none.
+  """
+  error, device = "", None
   for fraction in _MEMORY_FRACTIONS:
     try:
       with clock.stage(f"placing with {placer}") as progress:
@@ -270,24 +278,26 @@ def _try(graph, cluster, placer, coarse, policy, clock):
           coarse.graph, cluster.with_memory_fraction(fraction), progress
         )
     except InfeasiblePlacementError as infeasible:
-      return None, error or f"{infeasible}{_merged(graph, coarse.graph)}"
+      error = error or f"{infeasible}{_merged(graph, coarse.graph)}"
+      return None, error, device
     device = graph.with_inputs_on_client(placement.device[coarse.coarse_op])
     with clock.stage("simulating"):
       simulation = simulate(graph, cluster, device, policy=policy)
     error = overflow(graph, cluster, simulation)
     if error is None:
-      return simulation, ""
-  return None, error
+      return simulation, "", device
+  return None, error, device
 
 
-def _search(graph, cluster, candidates, budget, policy, bound_us, progress):
+def _search(
+  graph, cluster, candidates, starts, budget, policy, bound_us, progress
+):
   """Returns the candidate that the search finds, and a note on its gain."""
   single = [np.full(graph.num_ops, k) for k in range(cluster.num_devices)]
-  plans = [x.simulation.device for x in candidates if x.simulation]
   found = search(
     graph,
     cluster,
-    list(map(graph.with_inputs_on_client, [*plans, *single])),
+    list(map(graph.with_inputs_on_client, [*starts, *single])),
     budget,
     policy=policy,
     enough_us=bound_us,

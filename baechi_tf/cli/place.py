@@ -28,7 +28,7 @@ from baechi_tf.reports.directory import stage_report
 from baechi_tf.reports.summary import Fields
 from baechi_tf.reports.summary import summarize
 from baechi_tf.reports.text import report
-from baechi_tf.search.placement_search import Budget
+from baechi_tf.search.budget import Budget
 
 _DESCRIPTION = """\
 Plans on which device each op of a model runs, so that a step is short and every
@@ -122,10 +122,10 @@ def _add_search_arguments(parser: argparse.ArgumentParser) -> None:
     " number and seed give the same plan",
   )
   parser.add_argument(
-    "--seed",
+    "--search-seed",
     type=int,
     default=0,
-    metavar="SEED",
+    metavar="N",
     help="seed of the search's random moves, by default 0",
   )
 
@@ -136,7 +136,12 @@ def _budget(args: argparse.Namespace) -> Budget:
   Raises:
     ValueError: a number is negative, not finite or too large.
   """
-  return Budget(args.search_seconds, args.search_evaluations, args.seed)
+  try:
+    return Budget(
+      args.search_seconds, args.search_evaluations, args.search_seed
+    )
+  except ValueError as error:  # it begins with the argument's name
+    raise ValueError(f"--search-{error}") from None
 
 
 def add_planner_arguments(parser: argparse.ArgumentParser) -> None:

@@ -5,11 +5,15 @@ that devices lack. The limit that a move's cost must stay below is drawn before
 the move is evaluated, so that most evaluations stop early.
 """
 
+from typing import NamedTuple
+
 import numpy as np
 
 from baechi_tf.compiled import compiled
 from baechi_tf.compiled import compiled_inner
 from baechi_tf.search.evaluation import evaluate
+from baechi_tf.search.hierarchy import Hierarchy
+from baechi_tf.search.instance import Instance
 from baechi_tf.search.moves import move
 from baechi_tf.search.moves import undo
 from baechi_tf.search.moves import uniform
@@ -17,39 +21,50 @@ from baechi_tf.search.moves import uniform
 COST, BEST_COST, BEST_MAKESPAN, BEST_OVERFLOW = range(4)  # entries of `tally`
 
 
+class Problem(NamedTuple):
+  """A graph on a cluster, and the cost of a placement."""
+
+  x: Instance
+  hierarchy: Hierarchy
+  policy: int  # an index into `event_loop.POLICIES`
+  prices: np.ndarray  # float64 [2], of a us of transfers, a byte of overflow
+
+
+class Best(NamedTuple):
+  """The best placement of one run so far, and the cost of the current one."""
+
+  device: np.ndarray  # int32 [n]
+  tally: np.ndarray  # float64 [4]; all infinite before the run
+
+
 @compiled
-def anneal(
-  x, s, h, room, policy, prices, temperature, evaluations, best, tally
-):
-  """Tries some moves at one temperature, in the unit of costs.
+def anneal(problem, s, room, temperature, evaluations, best):
+  """Tries some moves at one temperature.
 
   Args:
-    x: the `Instance`.
+    problem: the `Problem`.
     s: the `State`; the current placement.
-    h: the `Hierarchy`.
     room: the `Room`.
-    policy: an index into `event_loop.POLICIES`.
-    prices: float64 `[2]`, of a microsecond of transfers, of a byte of overflow.
-    temperature: 0 takes no move that costs more.
+    temperature: in the unit of costs; 0 takes no move that costs more.
     evaluations: how many placements to try.
-    best: int32 `[n]`, the best placement, brought up to date.
-    tally: float64 `[4]`, brought up to date; a best cost of infinity makes it
-      begin with the current placement.
+    best: the `Best`, brought up to date: first the placement that fits the
+      memory, then the faster one, then the one that costs less.
   """
-  if tally[BEST_COST] == np.inf:
-    _accept(x, s, room, policy, prices, np.inf, best, tally)
+  x, h, policy, prices = problem
+  if best.tally[BEST_COST] == np.inf:
+    _accept(x, s, room, policy, prices, np.inf, best)
   for _ in range(evaluations):
     moved = move(x, s, h, room)
     if moved == 0:
       continue
     luck = temperature * -np.log(1.0 - uniform(room.random))
-    limit = tally[COST] + luck
-    if not _accept(x, s, room, policy, prices, limit, best, tally):
+    limit = best.tally[COST] + luck
+    if not _accept(x, s, room, policy, prices, limit, best):
       undo(x, s, room, moved)
 
 
 @compiled_inner
-def _accept(x, s, room, policy, prices, limit, best, tally):
+def _accept(x, s, room, policy, prices, limit, best):
   """Evaluates the placement, and notes it unless its cost is above a limit."""
   makespan, transfer_us, overflow = evaluate(
     x, s, policy, prices[0], prices[1], limit
@@ -57,13 +72,19 @@ def _accept(x, s, room, policy, prices, limit, best, tally):
   cost = makespan + prices[0] * transfer_us + prices[1] * overflow
   if cost > limit or makespan < 0:
     return False
+  tally = best.tally
   tally[COST] = cost
   _find_chain(s, room)
   fits, best_fits = overflow == 0, tally[BEST_OVERFLOW] == 0
-  if (fits and not best_fits) or (
-    fits == best_fits and cost < tally[BEST_COST]
-  ):
-    best[:] = s.device
+  better = fits and not best_fits
+  if fits and best_fits:
+    faster = makespan < tally[BEST_MAKESPAN]
+    as_fast = makespan == tally[BEST_MAKESPAN]
+    better = faster or (as_fast and cost < tally[BEST_COST])
+  elif not fits and not best_fits:
+    better = cost < tally[BEST_COST]
+  if better:
+    best.device[:] = s.device
     tally[BEST_COST] = cost
     tally[BEST_MAKESPAN] = makespan
     tally[BEST_OVERFLOW] = overflow

@@ -11,6 +11,7 @@ import numpy as np
 
 from baechi_tf.compiled import compiled
 from baechi_tf.compiled import compiled_inner
+from baechi_tf.compiled import inlined
 from baechi_tf.event_loop import EXECUTOR
 from baechi_tf.event_loop import STRICT
 from baechi_tf.search.heap import pop
@@ -18,7 +19,11 @@ from baechi_tf.search.heap import pop_event
 from baechi_tf.search.heap import push
 from baechi_tf.search.heap import push_event
 from baechi_tf.transfer import HALF_DUPLEX
+from baechi_tf.transfer import RECEIVE
+from baechi_tf.transfer import receive_begin
+from baechi_tf.transfer import SEND
 from baechi_tf.transfer import transfer_start
+from baechi_tf.transfer import transfer_work
 from baechi_tf.transfer import wall_end
 
 STUCK = -1.0  # the makespan of a strict order that cannot be followed
@@ -26,6 +31,8 @@ ABORTED = np.inf
 _NONE = -1
 # Sums that bound a cost from below are rounded: never stop for less.
 _SLACK = 1 + 1e-9
+_receive_begin = inlined(receive_begin)
+_transfer_work = inlined(transfer_work)
 
 
 @compiled_inner
@@ -176,17 +183,12 @@ def evaluate(x, s, policy, transfer_price, memory_price, limit):
                 num_events += 1
             if not works:
               continue
-            work = links.work_us[0, here, k] + (
-              size * links.work_us_per_byte[0, here, k]
-            )
-            if work > 0:
+            if _transfer_work(links, SEND, here, k, size) > 0:
               push_event(times, codes, num_events, begin, sends + key)
               num_events += 1
-            work = links.work_us[1, here, k] + (
-              size * links.work_us_per_byte[1, here, k]
-            )
+            work = _transfer_work(links, RECEIVE, here, k, size)
             if work > 0:
-              at = max(begin, end - work)
+              at = _receive_begin(begin, end, work)
               push_event(times, codes, num_events, at, receives + key)
               num_events += 1
         reason = op
@@ -201,9 +203,8 @@ def evaluate(x, s, policy, transfer_price, memory_price, limit):
         k = key % num_devices
         tensor = tensor_of_id[key // num_devices]
         here = device[tensor_op[tensor]]
-        work = links.work_us[end_of, here, k] + (
-          tensor_bytes[tensor] * links.work_us_per_byte[end_of, here, k]
-        )
+        size = tensor_bytes[tensor]
+        work = _transfer_work(links, end_of, here, k, size)
         p = processor[k if end_of else here]
         if running[p] != _NONE:
           finish[running[p]] += work
@@ -217,14 +218,7 @@ def evaluate(x, s, policy, transfer_price, memory_price, limit):
       elif code < wake_ups:
         k = code - dispatches
         p = processor[k]
-        for op in range(num_ops):
-          if device[op] == k:
-            missing[op] -= 1
-            if missing[op] == 0:
-              start[op] = now
-              cause[op] = _NONE
-              push(ready[p], num_ready[p], round_base + position[op])
-              num_ready[p] += 1
+        num_ready[p] = _dispatch(s, k, ready[p], num_ready[p], now, round_base)
         continue
       elif code < takes:
         p = code - wake_ups
@@ -295,6 +289,23 @@ def _begin(x, s, policy, num_ready, remaining, level):
   for k in range(num_devices):
     overflow += max(level[k] - x.memory[k], 0)
   return overflow
+
+
+@compiled_inner
+def _dispatch(s, k, ready, num_ready, now, round_base):
+  """Begins the step on a device: its ops wait for one thing less.
+
+  Returns how many ops of the heap of its processor, `ready`, are ready then.
+  """
+  for op in range(len(s.device)):
+    if s.device[op] == k:
+      s.missing[op] -= 1
+      if s.missing[op] == 0:
+        s.start[op] = now
+        s.cause[op] = _NONE
+        push(ready, num_ready, round_base + s.position[op])
+        num_ready += 1
+  return num_ready
 
 
 @compiled_inner

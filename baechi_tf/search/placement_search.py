@@ -14,21 +14,24 @@ import numpy as np
 
 from baechi_tf.cluster import Cluster
 from baechi_tf.event_loop import POLICIES
+from baechi_tf.event_loop import PRIORITY
 from baechi_tf.op_graph import OpGraph
 from baechi_tf.search.annealing import anneal
+from baechi_tf.search.annealing import Best
 from baechi_tf.search.annealing import BEST_COST
 from baechi_tf.search.annealing import BEST_MAKESPAN
 from baechi_tf.search.annealing import BEST_OVERFLOW
+from baechi_tf.search.annealing import Problem
+from baechi_tf.search.budget import Budget
 from baechi_tf.search.evaluation import evaluate
 from baechi_tf.search.hierarchy import make_hierarchy
 from baechi_tf.search.instance import Instance
 from baechi_tf.search.instance import make_instance
 from baechi_tf.search.instance import make_state
+from baechi_tf.search.instance import State
 from baechi_tf.search.moves import make_room
 from baechi_tf.search.order import orders_of
 
-MAX_SECONDS = 1e6
-MAX_EVALUATIONS = 10**12
 _TRANSFER_PRICE = 0.1
 # All memory of the cluster, lacking, costs this many makespans.
 _MEMORY_PRICE = 100.0
@@ -36,47 +39,13 @@ _HOT, _COLD = 0.01, 0.0001  # temperatures in makespans
 _STEPS = 50  # of temperature in a run
 _MOST_RUNS = 8
 _GREEDY_PART = 0.15  # of the budget, for the last run
-# No run is shorter, in moves of each group; a search ends after the most.
-_LEAST_TRIES, _MOST_TRIES = 8, 2000
-
-
-@dataclasses.dataclass(frozen=True)
-class Budget:
-  """What a search may take.
-
-  Attributes:
-    seconds: of wall time; nothing is searched if it is 0.
-    evaluations: placements to try instead, whatever the time: equal budgets
-      and seeds give equal plans. None goes by `seconds`.
-    seed: of the random moves.
-
-  Raises:
-    ValueError: a number is negative, not finite or too large.
-  """
-
-  seconds: float = 0.0
-  evaluations: int | None = None
-  seed: int = 0
-
-  def __post_init__(self) -> None:
-    if not 0 <= self.seconds <= MAX_SECONDS:  # NaN is not
-      raise ValueError(
-        f"--search-seconds must be from 0 to {MAX_SECONDS:g}, got"
-        f" {self.seconds}"
-      )
-    if not 0 <= (self.evaluations or 0) <= MAX_EVALUATIONS:
-      raise ValueError(
-        f"--search-evaluations must be from 0 to {MAX_EVALUATIONS:,}, got"
-        f" {self.evaluations}"
-      )
-    if not 0 <= self.seed < 2**63:
-      raise ValueError(f"--seed must be from 0 to 2^63 - 1, got {self.seed}")
-
-  @property
-  def is_empty(self) -> bool:
-    """Whether nothing is to be searched."""
-    amount = self.seconds if self.evaluations is None else self.evaluations
-    return amount == 0
+# A run has at least so many moves of each group. From the second on, every
+# other run is hotter by the factor and counts nothing but the makespan: the
+# best placement of a small graph can be far from all good ones.
+_LEAST_TRIES, _HOT_TRIES, _HOTTER = 8, 50, 30.0
+# A search ends after so many placements, and so many for each group.
+_MOST_PLACEMENTS, _MOST_TRIES = 50_000, 2000
+_OPS_AT_ONCE = 1_000_000  # evaluated between two looks for Ctrl-C
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -98,21 +67,23 @@ class Found:
   interrupted: bool
 
 
-@dataclasses.dataclass(eq=False)
-class _Search:
-  """What all runs share, and the best so far."""
+@dataclasses.dataclass(frozen=True, eq=False)
+class _Entry:
+  """An evaluated placement and order; those with lower keys are better."""
 
-  x: Instance
-  hierarchy: object
-  policy: int
-  prices: np.ndarray
-  budget: Budget
-  progress: Callable[[str], None]
-  enough_us: float
-  scale_us: float
-  evaluations: int = 0
-  best: tuple = ()  # whether it lacks memory, cost, makespan, device, order
-  overflow: int = 0
+  key: tuple[bool, float, float]  # whether memory lacks, makespan or cost, cost
+  device: np.ndarray
+  order: np.ndarray
+  overflow: int
+
+  @classmethod
+  def of(cls, device, order, cost, makespan, overflow) -> "_Entry":
+    key = (overflow > 0, cost if overflow > 0 else makespan, cost)
+    return cls(key, device.copy(), order.astype(np.int64), int(overflow))
+
+  def is_enough(self, enough_us: float) -> bool:
+    """Whether nothing can be better."""
+    return not self.key[0] and self.key[1] <= enough_us
 
 
 def search(
@@ -135,7 +106,7 @@ def search(
       inputs stay where they are.
     cluster: the devices and links.
     starts: int `[n]` each, at least one placement that keeps groups together.
-    budget: of time or evaluations.
+    budget: of time or evaluations. Compiling, the first time, is not in it.
     policy: which of its ready ops a processor starts, "priority" or "executor".
     enough_us: no placement can be faster; the search ends when one is as fast.
     progress: called with a line, now and then.
@@ -151,174 +122,169 @@ def search(
   x = make_instance(graph, cluster)
   # Starts that are the same are one.
   starts = np.unique(np.array(starts, np.int64), axis=0)
-  places = [np.asarray(start, np.int64)[graph.order] for start in starts]
-  shared = _Search(
-    x=x,
-    hierarchy=make_hierarchy(graph, x, budget.seed),
-    policy=POLICIES.index(policy),
-    prices=np.array([_TRANSFER_PRICE, 0.0]),
-    budget=budget,
-    progress=progress,
-    enough_us=enough_us,
-    scale_us=0.0,
-  )
-  begin = time.perf_counter()
-  entries = _entries(shared, places)
+  places = [start[graph.order] for start in starts]
+  number = POLICIES.index(policy)
+  scale_us = min(_makespan(x, device, number) for device in places) or 1.0
+  memory = float(x.memory.sum(dtype=np.float64))
+  prices = np.array([_TRANSFER_PRICE, _MEMORY_PRICE * scale_us / memory])
+  hierarchy = make_hierarchy(graph, x, budget.seed)
+  problem = Problem(x, hierarchy, number, prices)
+  entries = sorted(_entries(problem, places), key=lambda entry: entry.key)
+  race = _Race(problem, budget, entries[0], scale_us, enough_us, progress)
   interrupted = False
   try:
-    _anneal_all(shared, entries, begin)
+    race.run(entries)
   except KeyboardInterrupt:
     interrupted = True
   device = np.empty(graph.num_ops, np.int64)
-  device[graph.order] = shared.best[3]
+  device[graph.order] = race.best.device
   return Found(
     device=device,
-    order=graph.order[shared.best[4]],
-    overflow_bytes=shared.overflow,
-    evaluations=shared.evaluations,
+    order=graph.order[race.best.order],
+    overflow_bytes=race.best.overflow,
+    evaluations=race.evaluations,
     interrupted=interrupted,
   )
 
 
-def _entries(shared, places) -> list:
-  """Returns the starts with their orders, the best first, evaluated."""
-  x = shared.x
-  found = []
-  for i, device in enumerate(places):
-    state = make_state(x, device)
-    makespan, _, _ = evaluate(x, state, shared.policy, 0.0, 0.0, np.inf)
-    found.append((i, device, makespan))
-  shared.scale_us = min(makespan for _, _, makespan in found) or 1.0
-  shared.prices[1] = (
-    _MEMORY_PRICE * shared.scale_us / float(x.memory.sum(dtype=np.float64))
-  )
-  entries = []
-  for i, device, _ in found:
-    orders = orders_of(x, device) if shared.policy == 0 else [None]
-    for j, order in enumerate(orders):
-      state = _state(x, device, order)
-      makespan, transfer_us, overflow = evaluate(
-        x, state, shared.policy, 0.0, 0.0, np.inf
-      )
-      cost = makespan + shared.prices @ [transfer_us, overflow]
-      key = (overflow > 0, float(cost), i, j)
-      entries.append((key, device, order))
-      _keep(shared, device, state.order, cost, makespan, overflow)
-  return sorted(entries, key=lambda entry: entry[0])
+def _makespan(x: Instance, device: np.ndarray, policy: int) -> float:
+  return evaluate(x, make_state(x, device), policy, 0.0, 0.0, np.inf)[0]
 
 
-def _state(x, device, order):
+def _state(x: Instance, device: np.ndarray, order: np.ndarray) -> State:
   state = make_state(x, device)
-  if order is not None:
-    state.order[:] = order
-    state.position[order] = np.arange(len(order))
+  state.order[:] = order
+  state.position[order] = np.arange(len(order))
   return state
 
 
-def _keep(shared, device, order, cost, makespan, overflow) -> None:
-  """Keeps a placement if it is the best so far."""
-  key = (overflow > 0, makespan if overflow == 0 else cost, cost)
-  if not shared.best or key < shared.best[:3]:
-    shared.best = (*key, device.copy(), order.astype(np.int64))
-    shared.overflow = int(overflow)
+def _entries(problem: Problem, places: Sequence[np.ndarray]) -> list[_Entry]:
+  """Returns the starts, each with all orders that the policy goes by."""
+  x, _, policy, prices = problem
+  entries = []
+  for device in places:
+    orders = orders_of(x, device)
+    for order in orders if policy == PRIORITY else orders[:1]:
+      makespan, transfer_us, overflow = evaluate(
+        x, _state(x, device, order), policy, 0.0, 0.0, np.inf
+      )
+      cost = makespan + prices @ [transfer_us, overflow]
+      entries.append(_Entry.of(device, order, cost, makespan, overflow))
+  return entries
 
 
-def _anneal_all(shared, entries, begin) -> None:
-  """Shares the budget among the runs."""
-  x, budget = shared.x, shared.budget
-  num_groups = int(shared.hierarchy.cluster[0].max()) + 1
-  most = _MOST_TRIES * num_groups
-  if len(x.memory) == 1:
-    return
-  if budget.evaluations is None:
-    left = budget.seconds - (time.perf_counter() - begin)
-    rate = _rate(shared, entries[0])
-    amount = min(left * rate, most)
-  else:
-    amount = min(budget.evaluations, most)
-  runs = int(amount / (_LEAST_TRIES * num_groups + 1000))
-  runs = min(max(runs, 1), _MOST_RUNS)
-  part = (1 - _GREEDY_PART) / runs
-  for i, entry in enumerate(_different(entries, runs)):
-    seconds = None
-    if budget.evaluations is None:
-      spent = time.perf_counter() - begin
-      seconds = max(budget.seconds - spent, 0.0)
-      seconds *= part / (1 - part * i)
-    _run(shared, entry, part * amount, seconds, _HOT, budget.seed + i)
-  device, order = shared.best[3], shared.best[4]
-  seconds = None
-  if budget.evaluations is None:
-    seconds = max(budget.seconds - (time.perf_counter() - begin), 0.0)
-  last = (None, device, order)
-  _run(shared, last, _GREEDY_PART * amount, seconds, 0.0, budget.seed + runs)
-
-
-def _different(entries, runs) -> list:
+def _different(entries: list[_Entry], runs: int) -> list[_Entry]:
   """Returns starts for the runs: the best ones, and one on a single device."""
-  single = [x for x in entries if (x[1] == x[1][0]).all()]
+  single = [x for x in entries if (x.device == x.device[0]).all()]
   second = [x for x in single[:1] if x is not entries[0]]
-  rest = [x for x in entries[1:] if not second or x is not second[0]]
+  rest = [x for x in entries[1:] if x not in second]
   chosen = [entries[0], *second, *rest]
   return [chosen[i % len(chosen)] for i in range(runs)]
 
 
-def _rate(shared, entry) -> float:
-  """Returns about how many placements are evaluated in a second."""
-  state = _state(shared.x, entry[1], entry[2])
-  begin = time.perf_counter()
-  for _ in range(3):
-    evaluate(shared.x, state, shared.policy, 0.0, 0.0, np.inf)
-  return 6 / max(time.perf_counter() - begin, 1e-6)
+class _Race:
+  """Runs that share a budget and the best placement.
 
+  Attributes:
+    best: the best `_Entry` of all runs and starts so far.
+    evaluations: how many placements the runs have tried.
+  """
 
-def _run(shared, entry, amount, seconds, hot, seed) -> None:
-  """Anneals from one start, for a number of evaluations or of seconds."""
-  x = shared.x
-  _, device, order = entry
-  state = _state(x, device, order)
-  room = make_room(x, shared.hierarchy, seed)
-  tally = np.full(4, np.inf)
-  best = state.device.copy()
-  begin = time.perf_counter()
-  done, spent = 0, 0.0
-  chunk = max(1, math.ceil(amount / _STEPS))
-  while spent < 1 and done < amount and shared.best[1] > 0:
-    heat = hot * (_COLD / _HOT) ** spent * shared.scale_us
-    count = int(min(chunk, math.ceil(amount - done)))
-    anneal(
-      x,
-      state,
-      shared.hierarchy,
-      room,
-      shared.policy,
-      shared.prices,
-      heat,
-      count,
-      best,
-      tally,
-    )
-    done += count
-    shared.evaluations += count
-    if seconds is None:
-      spent = done / amount
-    else:
-      now = time.perf_counter() - begin
-      spent = now / max(seconds, 1e-9)
-      # Chunks of about a fiftieth of the time, however fast evaluations are.
-      chunk = max(1, int(done / max(now, 1e-6) * seconds / _STEPS))
-      amount = max(amount, done + chunk)
-    _keep(
-      shared,
-      best,
-      state.order,
-      tally[BEST_COST],
-      tally[BEST_MAKESPAN],
-      tally[BEST_OVERFLOW],
-    )
-    fastest = shared.best[1]
-    shared.progress(
-      f"searching, {shared.evaluations:,} placements, best {fastest:,.0f} us"
-    )
-    if not shared.best[0] and fastest <= shared.enough_us:
+  def __init__(self, problem, budget, best, scale_us, enough_us, progress):
+    self.best = best
+    self.evaluations = 0
+    self._problem = problem
+    self._budget = budget
+    self._scale_us = scale_us
+    self._enough_us = enough_us
+    self._progress = progress
+
+  def run(self, entries: list[_Entry]) -> None:
+    """Spends the budget on runs from the entries, the best of them first."""
+    if len(self._problem.x.memory) == 1:
       return
+    rate = self._rate()
+    begin = time.perf_counter()
+    timed = self._budget.evaluations is None
+    seconds = self._budget.seconds
+    amount = seconds * rate if timed else self._budget.evaluations
+    num_groups = int(self._problem.hierarchy.cluster[0].max()) + 1
+    amount = min(amount, _MOST_TRIES * num_groups + _MOST_PLACEMENTS)
+    runs = int(amount / (_LEAST_TRIES * num_groups + 300))
+    runs = min(max(runs, 1), _MOST_RUNS)
+    part = (1 - _GREEDY_PART) / runs
+    ample = part * amount > _HOT_TRIES * num_groups
+    for i, entry in enumerate(_different(entries, runs)):
+      left = seconds - (time.perf_counter() - begin)
+      self._anneal(
+        entry,
+        part * amount,
+        left * part / (1 - part * i) if timed else None,
+        _HOT * (_HOTTER if ample and i % 2 else 1.0),
+        self._budget.seed + i,
+        free_transfers=bool(ample and i % 2),
+      )
+    left = seconds - (time.perf_counter() - begin) if timed else None
+    last = self._budget.seed + runs
+    self._anneal(self.best, _GREEDY_PART * amount, left, 0.0, last)
+
+  def _rate(self) -> float:
+    """Returns about how many placements are evaluated in a second."""
+    problem, entry = self._problem, self.best
+    state = _state(problem.x, entry.device, entry.order)
+    best = Best(state.device.copy(), np.full(4, np.inf))
+    room = make_room(problem.x, problem.hierarchy, self._budget.seed)
+    anneal(problem, state, room, 0.0, 0, best)  # compiles it, the first time
+    begin = time.perf_counter()
+    for _ in range(3):
+      evaluate(problem.x, state, problem.policy, 0.0, 0.0, np.inf)
+    return 6 / max(time.perf_counter() - begin, 1e-6)
+
+  def _anneal(
+    self, entry, amount, seconds, hot, seed, *, free_transfers=False
+  ) -> None:
+    """Anneals from an entry, for a number of placements or of seconds."""
+    problem = self._problem
+    if free_transfers:
+      prices = problem.prices * [0.0, 1.0]
+      problem = problem._replace(prices=prices)
+    state = _state(problem.x, entry.device, entry.order)
+    room = make_room(problem.x, problem.hierarchy, seed)
+    best = Best(state.device.copy(), np.full(4, np.inf))
+    begin = time.perf_counter()
+    done, spent = 0, 0.0
+    chunk = max(1, math.ceil(amount / _STEPS))
+    while spent < 1 and not self.best.is_enough(self._enough_us):
+      heat = hot * (_COLD / _HOT) ** spent * self._scale_us
+      count = chunk if seconds else min(chunk, math.ceil(amount - done))
+      self._try(problem, state, room, heat, count, best)
+      done += count
+      if seconds is None:
+        spent = done / amount
+      else:
+        now = time.perf_counter() - begin
+        spent = now / max(seconds, 1e-9)
+        # Chunks of about a fiftieth of the time, whatever placements take.
+        chunk = max(1, int(done / max(now, 1e-6) * seconds / _STEPS))
+
+  def _try(self, problem, state, room, heat, count, best) -> None:
+    """Tries `count` placements, and keeps the best so far."""
+    at_once = max(1, _OPS_AT_ONCE // len(state.device))
+    while count > 0 and not self.best.is_enough(self._enough_us):
+      now = min(count, at_once)
+      anneal(problem, state, room, heat, now, best)
+      count -= now
+      self.evaluations += now
+      found = _Entry.of(
+        best.device,
+        state.order,
+        best.tally[BEST_COST],
+        best.tally[BEST_MAKESPAN],
+        best.tally[BEST_OVERFLOW],
+      )
+      if found.key < self.best.key:
+        self.best = found
+      self._progress(
+        f"searching, {self.evaluations:,} placements, best"
+        f" {self.best.key[1]:,.0f} us"
+      )

@@ -121,7 +121,7 @@ def test_two_runs_write_the_same_bytes(scratch):
     assert (
       baechi(
         "place", "graph.json", f"{name}.json", "--cluster=cluster.toml",
-        f"--report={name}",
+        f"--report={name}", "--search-evaluations=500", "--search-seed=3",
       )
       == 0
     )  # fmt: skip
@@ -130,6 +130,22 @@ def test_two_runs_write_the_same_bytes(scratch):
     assert (scratch / "x" / file).read_bytes() == (
       scratch / "y" / file
     ).read_bytes()
+
+
+def test_search_is_a_candidate_with_a_note_on_its_gain(scratch, capsys):
+  nodes = [op(f"op{i}", compute_time_us=10 + i) for i in range(8)]
+  (scratch / "graph.json").write_text(
+    json.dumps({"directed": True, "nodes": nodes, "edges": []})
+  )
+  argv = ("place", "graph.json", "--cluster=cluster.toml", "--json")
+  assert baechi(*argv, "none.json", "--search-seconds=0") == 0
+  without = json.loads(capsys.readouterr().out)
+  assert baechi(*argv, "some.json", "--search-evaluations=3000") == 0
+  fields = json.loads(capsys.readouterr().out)
+  assert "search" not in [x["placer"] for x in without["candidates"]]
+  assert [x["placer"] for x in fields["candidates"]][-1] == "search"
+  assert fields["makespan_us"] == 54  # of 108 in all: nothing is faster
+  assert any("the search tried" in note for note in fields["notes"])
 
 
 def test_placer_is_the_one_asked_for(capsys):
@@ -317,6 +333,12 @@ def test_wrong_usage_is_one_line(argv, message, capsys):
     (["--report=graph.json"], "graph.json and graph.json are the same"),
     (["--report=p.json"], "p.json and p.json are the same"),
     (["--report=none/r"], "there is no directory"),
+    (["--search-seconds=-1"], "--search-seconds must be from 0 to .*, got -1"),
+    (["--search-seconds=nan"], "--search-seconds must be from 0 to .*nan"),
+    (["--search-seconds=long"], "--search-seconds: invalid float value"),
+    (["--search-evaluations=-1"], "--search-evaluations must be from 0 to"),
+    (["--search-evaluations=1.5"], "--search-evaluations: invalid int value"),
+    (["--search-seed=-1"], "--search-seed must be from 0 to"),
   ],
 )
 def test_place_refuses_wrong_arguments(argv, message, capsys):
