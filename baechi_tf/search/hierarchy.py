@@ -18,7 +18,7 @@ from baechi_tf.search.instance import Instance
 _MOST_LEVELS = 20
 _MOST_JOINED = 4
 # A cluster has at most this part of a device's share of the work.
-_LARGEST = 0.3
+_LARGEST = 0.6
 
 
 class Hierarchy(NamedTuple):
