@@ -79,7 +79,7 @@ def measure(
   state.position[state.order] = np.arange(graph.num_ops)
   number = POLICIES.index(policy)
   return Outcome(
-    name=f"{density:g} edges an op, delay {delay:g}",
+    name=f"{density:g} edges, delay {delay:g}",
     num_ops=graph.num_ops,
     policy=policy,
     placers_us=before.simulation.makespan_us,
@@ -182,14 +182,15 @@ def main(argv: list[str]) -> None:
       ]
     )
     return
-  _print_outcomes(
-    [
-      measure(num_ops, policy, budget, **kind)
-      for kind in (_SPARSE, _DENSE)
-      for num_ops in map(int, values.sizes)
-      for policy in values.policy
-    ]
-  )
+  if values.sizes:
+    _print_outcomes(
+      [
+        measure(num_ops, policy, budget, **kind)
+        for kind in (_SPARSE, _DENSE)
+        for num_ops in map(int, values.sizes)
+        for policy in values.policy
+      ]
+    )
   if values.cases:
     gaps = small_gaps(values.cases, Budget(evaluations=5000))
     print(
