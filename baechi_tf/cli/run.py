@@ -132,11 +132,14 @@ def run(args: argparse.Namespace) -> None:
   cluster = model_input.read_devices(args)
   _check(args)
   if args.host:
+    tasks = start.tasks_of(cluster.device_names)
+    if args.serve:
+      start.check_server(tasks, args.host, args.task)
+    else:
+      start.check_hosts(tasks, args.host)
     print(_WARNING, file=sys.stderr, flush=True)
   if args.serve:
     start.serve(cluster, args.host, args.task)
-  elif args.host:
-    start.check_hosts(start.tasks_of(cluster.device_names), args.host)
   planned = _read_plan(args.plan) if args.plan else None
   with Progress() as progress:
     item = model_input.read_step(args, progress)

@@ -156,15 +156,10 @@ def serve(
 
   Raises:
     ChildProcessError: the server does not start, or ends.
-    ValueError: there are not as many addresses as tasks, or no such task.
+    ValueError: the addresses or the index are refused by `check_server`.
   """
   tasks = tasks_of(cluster.device_names)
-  if index not in range(1, len(addresses)):
-    raise ValueError(
-      f"--task {index} serves nothing: it must be one of the hosts after the"
-      f" first, 1 to {len(addresses) - 1}"
-    )
-  _check_count(tasks, addresses)
+  check_server(tasks, addresses, index)
   with contextlib.ExitStack() as stack:
     directory = stack.enter_context(tempfile.TemporaryDirectory("baechi_run"))
     children = []
@@ -195,15 +190,13 @@ def check_hosts(tasks: Sequence[Task], addresses: Sequence[str]) -> None:
     addresses: "host:port" of each.
 
   Raises:
-    ValueError: an address does not parse, nothing answers there within
-      `ANSWER_S`, or there are not as many as tasks.
+    ValueError: an address does not parse or is there twice, nothing answers
+      there within `ANSWER_S`, or there are not as many as tasks.
   """
-  _check_count(tasks, addresses)
+  _check_addresses(tasks, addresses)
   for i, (task, address) in enumerate(zip(tasks, addresses, strict=True)):
-    host, _, port = address.rpartition(":")
-    if not host or not port.isdigit():
-      raise ValueError(f'--host {address!r} is not "address:port"')
     if i:
+      host, _, port = address.rpartition(":")
       try:
         socket.create_connection((host, int(port)), ANSWER_S).close()
       except OSError as error:
@@ -211,6 +204,42 @@ def check_hosts(tasks: Sequence[Task], addresses: Sequence[str]) -> None:
           f"{task.name}: no server answers at {address} within {ANSWER_S:g} s"
           f" ({error}); start it there first: baechi run ... --task {i} --serve"
         ) from None
+
+
+def check_server(
+  tasks: Sequence[Task], addresses: Sequence[str], index: int
+) -> None:
+  """Refuses to serve a task that is not there, or under a bad address.
+
+  Args:
+    tasks: the processes; the first is the client, which does not serve.
+    addresses: "host:port" of each.
+    index: the task to serve.
+
+  Raises:
+    ValueError: an address does not parse or is there twice, there are not as
+      many as tasks, or no task after the first has this index.
+  """
+  _check_addresses(tasks, addresses)
+  if index not in range(1, len(addresses)):
+    raise ValueError(
+      f"--task {index} serves nothing: it must be one of the hosts after the"
+      f" first, 1 to {len(addresses) - 1}"
+    )
+
+
+def _check_addresses(tasks: Sequence[Task], addresses: Sequence[str]) -> None:
+  _check_count(tasks, addresses)
+  for i, address in enumerate(addresses):
+    host, _, port = address.rpartition(":")
+    if not (host and port.isdecimal() and 0 < int(port) < 1 << 16):
+      raise ValueError(
+        f'--host {address!r} is not "address:port" with a port from 1 to 65535'
+      )
+    if address in addresses[:i]:
+      raise ValueError(
+        f"--host {address} is given twice: each process needs its own"
+      )
 
 
 def _check_count(tasks: Sequence[Task], addresses: Sequence[str]) -> None:

@@ -10,6 +10,7 @@ from baechi_tf.op_graph import OpGraph
 from baechi_tf.runner.correction import corrected_links
 from baechi_tf.runner.correction import corrected_ops
 from baechi_tf.runner.start import check_hosts
+from baechi_tf.runner.start import check_server
 from baechi_tf.runner.tasks import cluster_spec
 from baechi_tf.runner.tasks import needs_servers
 from baechi_tf.runner.tasks import tasks_of
@@ -75,6 +76,22 @@ def test_check_hosts_names_the_one_that_does_not_answer():
     check_hosts(tasks, ["localhost:1", "localhost"])
   with pytest.raises(ValueError, match=r"task:1: no server .* localhost:1 .*5"):
     check_hosts(tasks, ["localhost:2", "localhost:1"])
+
+
+@pytest.mark.parametrize(
+  ("addresses", "index", "match"),
+  [
+    (["a:1", "a"], 1, "'a' is not \"address:port\""),
+    (["a:70000", "b:1"], 1, "'a:70000' .* from 1 to 65535"),
+    (["a:1", "a:1"], 1, "a:1 is given twice"),
+    (["a:1", "b:1"], 0, "--task 0 serves nothing"),
+    (["a:1", "b:1"], 2, "1 to 1"),
+  ],
+)
+def test_check_server_refuses_addresses_and_tasks(addresses, index, match):
+  tasks = tasks_of([_WORKER.format(i, 0) for i in range(2)])
+  with pytest.raises(ValueError, match=match):
+    check_server(tasks, addresses, index)
 
 
 def test_corrected_ops_have_their_types_measured_times():
