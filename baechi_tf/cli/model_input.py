@@ -124,13 +124,22 @@ def add_shape_arguments(
   return group
 
 
-def add_cost_arguments(parser: argparse.ArgumentParser) -> None:
-  """Adds what says where the ops' costs come from."""
+_MEASURED = """\
+Without either, ops are measured here for devices of type CPU, and estimated
+for others from their [device_type] table in the cluster file."""
+
+
+def add_cost_arguments(
+  parser: argparse.ArgumentParser, without_either: str = _MEASURED
+) -> None:
+  """Adds what says where the ops' costs come from.
+
+  Args:
+    parser: the subcommand's.
+    without_either: what the subcommand does without these arguments.
+  """
   group = parser.add_argument_group(
-    "costs (not for cost graphs)",
-    "Without either, ops are measured here for devices of type CPU, and"
-    " estimated\nfor others from their [device_type] table in the cluster"
-    " file.",
+    "costs (not for cost graphs)", without_either
   )
   either = group.add_mutually_exclusive_group()
   either.add_argument(

@@ -124,7 +124,9 @@ def add_parser(subparsers) -> None:
   model_input.add_step_arguments(parser)
   parser.set_defaults(rewrite=False)  # it runs as it is written
   model_input.add_input_arguments(parser)
-  model_input.add_cost_arguments(parser)
+  model_input.add_cost_arguments(
+    parser, without_either="Without either, no step is predicted."
+  )
 
 
 def run(args: argparse.Namespace) -> None:
@@ -172,6 +174,7 @@ def run(args: argparse.Namespace) -> None:
         running, trace, executed, cluster.device_names, bytes_of
       ),
       model=args.model,
+      traced_us=trace.time_us,
       prediction=None if graph is None else (graph, simulation),
     )
     fields["notes"] += notes

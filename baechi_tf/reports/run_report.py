@@ -103,6 +103,7 @@ def run_fields(
   devices: Sequence[Fields],
   *,
   model: str,
+  traced_us: float,
   prediction: tuple[OpGraph, Simulation] | None,
 ) -> Fields:
   """Returns the figures of a run, ready for JSON.
@@ -113,6 +114,7 @@ def run_fields(
     measured: the steps.
     devices: of `measured_devices`.
     model: what the user calls it.
+    traced_us: how long the step took that `devices` is of.
     prediction: the ops with their costs and the simulated step, if there are
       costs.
   """
@@ -131,6 +133,7 @@ def run_fields(
     "least_step_us": measured.least_us,
     "error": None if makespan_us is None else makespan_us / median_us - 1,
     "step_times_us": list(measured.times_us),
+    "traced_step_us": traced_us,
     "devices": [
       {
         "name": device.name,
@@ -176,6 +179,10 @@ def run_text(fields: Fields) -> str:
     ["device", "", "busy", "idle", "in", "out", "peak memory"],
     list(_device_rows(fields["devices"])),
   )
+  traced = (
+    "measured busy and idle are of a step that the profiler recorded, which"
+    f" took {duration(fields['traced_step_us'])}"
+  )
   processes = table(
     ["process", "processor time", "peak memory", "limit"],
     [
@@ -189,7 +196,8 @@ def run_text(fields: Fields) -> str:
     ],
   )
   notes = [f"note: {x}" for x in fields["notes"]]
-  return "\n".join([*lines, "", devices, processes, *notes]).rstrip("\n")
+  parts = [*lines, "", devices.rstrip("\n"), traced, "", processes, *notes]
+  return "\n".join(parts).rstrip("\n")
 
 
 def _device_rows(devices: Sequence[Fields]):

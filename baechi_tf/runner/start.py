@@ -83,7 +83,9 @@ def local_run(
   _check_count(tasks, [x.address for x in hosts])
   serving = needs_servers(tasks)
   with contextlib.ExitStack() as stack:
-    directory = stack.enter_context(tempfile.TemporaryDirectory("baechi_run"))
+    directory = stack.enter_context(
+      tempfile.TemporaryDirectory(prefix="baechi_run")
+    )
     groups = ()
     if limit_memory:
       groups = tuple(_groups(stack, len(tasks)))
@@ -132,7 +134,9 @@ def remote_run(
   tasks = tasks_of(cluster.device_names)
   check_hosts(tasks, addresses)
   with contextlib.ExitStack() as stack:
-    directory = stack.enter_context(tempfile.TemporaryDirectory("baechi_run"))
+    directory = stack.enter_context(
+      tempfile.TemporaryDirectory(prefix="baechi_run")
+    )
     children = []
     stack.callback(processes.end, children)
     host = Host(addresses[0], cores=tuple(sorted(os.sched_getaffinity(0))))
@@ -161,7 +165,9 @@ def serve(
   tasks = tasks_of(cluster.device_names)
   check_server(tasks, addresses, index)
   with contextlib.ExitStack() as stack:
-    directory = stack.enter_context(tempfile.TemporaryDirectory("baechi_run"))
+    directory = stack.enter_context(
+      tempfile.TemporaryDirectory(prefix="baechi_run")
+    )
     children = []
     stack.callback(processes.end, children)
     host = Host(addresses[index], cores=tuple(sorted(os.sched_getaffinity(0))))

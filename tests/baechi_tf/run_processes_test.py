@@ -74,6 +74,9 @@ def test_run_shows_measured_beside_predicted(directory, capsys):
   )
   assert [x["name"] for x in fields["devices"]] == NAMES
   first, second = (x["measured"] for x in fields["devices"])
+  assert first["busy_time_us"] + first["idle_time_us"] == pytest.approx(
+    fields["traced_step_us"]
+  )
   assert first["busy_time_us"] > 0 < second["busy_time_us"]
   # What leaves one of two devices reaches the other.
   assert first["bytes_out"] == second["bytes_in"] > 0
