@@ -16,13 +16,6 @@ from typing import NoReturn
 from absl import flags
 from absl.flags import argparse_flags
 
-from baechi_tf.cli import bench_links
-from baechi_tf.cli import compare
-from baechi_tf.cli import inspect
-from baechi_tf.cli import place
-from baechi_tf.cli import profile
-from baechi_tf.cli import run as run_command
-from baechi_tf.cli import simulate
 from baechi_tf.cli.help import HelpFormatter
 from baechi_tf.placement import InfeasiblePlacementError
 from baechi_tf.printable import printable
@@ -30,15 +23,6 @@ from baechi_tf.printable import printable
 BAD_INPUT = 2
 INFEASIBLE = 3
 
-_SUBCOMMANDS = (
-  place,
-  profile,
-  inspect,
-  compare,
-  simulate,
-  run_command,
-  bench_links,
-)
 _EXAMPLE = """\
 examples:
   baechi inspect model/
@@ -95,6 +79,15 @@ def _interrupt(number: int, frame) -> NoReturn:
 
 
 def _parser() -> argparse_flags.ArgumentParser:
+  # Seconds of imports, which Ctrl-C must end with one line too.
+  from baechi_tf.cli import bench_links
+  from baechi_tf.cli import compare
+  from baechi_tf.cli import inspect
+  from baechi_tf.cli import place
+  from baechi_tf.cli import profile
+  from baechi_tf.cli import run as run_command
+  from baechi_tf.cli import simulate
+
   parser = _Parser(
     prog="baechi",
     description="Places TensorFlow models on devices that are too small for"
@@ -115,7 +108,9 @@ def _parser() -> argparse_flags.ArgumentParser:
   subparsers = parser.add_subparsers(
     title="commands", metavar="COMMAND", required=True
   )
-  for subcommand in _SUBCOMMANDS:
+  for subcommand in (
+    place, profile, inspect, compare, simulate, run_command, bench_links
+  ):  # fmt: skip
     subcommand.add_parser(subparsers)
   return parser
 

@@ -722,3 +722,11 @@ def test_interrupted_command_ends_in_one_line(tmp_path, capsys):
   threading.Thread(target=interrupt).start()
   assert main(["inspect", str(path)]) == 128 + signal.SIGINT
   assert capsys.readouterr().err == "baechi: interrupted\n"
+
+
+def test_command_begins_without_the_subcommands():
+  # Ctrl-C traces while Python imports the command itself: that must be short.
+  script = "import sys, baechi_tf.cli.main; print(*sys.modules)"
+  modules = process(script, stdout=subprocess.PIPE).stdout.split()
+  assert "baechi_tf.cli.main" in modules
+  assert "baechi_tf.planner" not in modules
