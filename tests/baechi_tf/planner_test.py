@@ -209,6 +209,24 @@ def test_plan_on_one_processor_is_one_device():
   assert plan(graph, make_cluster(2)).simulation.makespan_us == 18
 
 
+@pytest.mark.parametrize("time_us, is_believed", [(9.0, False), (30.0, True)])
+def test_plan_believes_no_small_gain_where_transfers_take_processors(
+  time_us, is_believed
+):
+  graph = make_graph(
+    [Op("a", 100.0), Op("b", 1.0, (1,)), Op("c", time_us)],
+    [("b", 0, "a"), ("b", 0, "c")],
+  )
+  # c on the other device spares its time, for 1 us of sending.
+  cluster = make_cluster(2, send_us=1.0)
+  result = plan(graph, cluster, coplacement=False)
+  moves = result.simulation.bytes_moved > 0
+  assert moves == is_believed
+  assert any("is not believed" in x for x in result.notes) != is_believed
+  free = plan(graph, make_cluster(2), coplacement=False)
+  assert free.simulation.makespan_us == 101.0
+
+
 def test_plan_pays_for_inputs_that_leave_the_client():
   graph = make_graph(
     [Op("x", 0.0, outputs=(1000,), is_input=True), Op("a", (10.0, 2.0))],
