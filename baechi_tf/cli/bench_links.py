@@ -142,12 +142,20 @@ def run(args: argparse.Namespace) -> None:
 def _default_devices(hosts: list[str]) -> tuple[str, ...]:
   if not hosts:
     return _LOCAL
-  return tuple(f"/job:worker/task:{i}/device:CPU:0" for i in range(len(hosts)))
+  # Full names, as a cluster file has them.
+  return tuple(
+    f"/job:worker/replica:0/task:{i}/device:CPU:0" for i in range(len(hosts))
+  )
 
 
 def _check(args: argparse.Namespace, devices: list[str]) -> None:
   if args.serve and not args.host:
     raise ValueError("--serve needs the hosts: give --host for each")
+  if len(set(args.host)) < len(args.host):
+    raise ValueError(
+      f"--host names one host twice: {', '.join(args.host)}; each process needs"
+      " its own"
+    )
   if args.task and args.task not in range(len(args.host)):
     raise ValueError(
       f"--task {args.task} is none of the {len(args.host)} hosts"

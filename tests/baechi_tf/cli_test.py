@@ -512,6 +512,7 @@ def test_missing_placement_is_refused(capsys):
     (["--task=2", "--host=a:1", "--host=b:1"], "--task 2 is none of the 2"),
     (["--device=/device:CPU:0"], "two different devices"),
     (["--largest=big"], "'big' is not a size"),
+    (["--host=a:1", "--host=a:1"], "names one host twice"),
   ],
 )
 def test_bench_links_refuses_wrong_arguments(argv, message, capsys):
