@@ -5,6 +5,7 @@ import dataclasses
 import itertools
 import json
 import math
+import signal
 import sys
 
 from baechi_tf.cli.help import add_json
@@ -100,8 +101,8 @@ def run(args: argparse.Namespace) -> None:
       flush=True,
     )
     server = communication.start_server(args.host, args.task)
-    if args.serve:
-      server.join()
+    while args.serve:
+      signal.pause()  # server.join() would let no signal end it
     communication.check_hosts(args.host)
     target = server.target
   sizes = [x for x in communication.SIZES if x <= largest]
