@@ -1,11 +1,12 @@
-"""The costs of ops that a rewrite made, from those of the op before it.
+"""Costs of ops that a rewrite made, or unmade, from those of the ops before it.
 
-A profile that was taken of the model as it was, or with `--no-rewrite`, serves
-the rewritten model too. The other way round it does not: what the profile lacks
-is estimated then.
+So a profile serves the model as it was and as it was rewritten, whichever of
+them it was taken of.
 """
 
+import itertools
 import re
+from collections.abc import Mapping
 
 from baechi_tf.costs.profile import OpCost
 from baechi_tf.costs.profile import Profile
@@ -22,6 +23,7 @@ def carried_over(
 
   A part of an op that was split gets its own output's bytes and an equal share
   of the time and of the temporary bytes. A copy of a constant costs the same.
+  An op that was split before it was measured gets what its parts take.
 
   Args:
     profile: it is not changed.
@@ -51,4 +53,19 @@ def carried_over(
           temporary_bytes=cost.temporary_bytes // count,
           output_bytes=(cost.output_bytes[output],),
         )
+    for name in item.op_names:
+      if name not in costs and f"{name}/output_0" in costs:
+        result[device_type][name] = _whole(name, op_types[name], costs)
   return result
+
+
+def _whole(name: str, op_type: str, costs: Mapping[str, OpCost]) -> OpCost:
+  """Returns what an op costs of which the parts were measured."""
+  names = (f"{name}/output_{i}" for i in itertools.count())
+  parts = [costs[x] for x in itertools.takewhile(costs.__contains__, names)]
+  return OpCost(
+    op_type=op_type,
+    compute_time_us=sum(x.compute_time_us for x in parts),
+    temporary_bytes=sum(x.temporary_bytes for x in parts),
+    output_bytes=tuple(size for x in parts for size in x.output_bytes),
+  )

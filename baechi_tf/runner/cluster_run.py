@@ -187,6 +187,9 @@ def _explained(run: ClusterRun, error: processes.LostError) -> Exception:
   if run.groups and memory_limit.was_exceeded(run.groups[i]):
     return ChildProcessError(
       f"the process of {error.child.name} was killed: it needed more than its"
-      f" memory limit of {run.limits[i]:,} bytes"
+      f" memory limit of {run.limits[i]:,} bytes. That is its devices' memory,"
+      " and what it had in use before a model was loaded; a model's graph, and"
+      " tensors on their way, take more than a plan counts: give the devices"
+      " less memory when you place the model, or more when you run it"
     )
   return error

@@ -254,3 +254,17 @@ def test_place_says_what_it_rewrote_and_leaves_it_if_told(
   assert any("1 op that passes" in x for x in summary["notes"])
   assert cli.main([*command, "--no-rewrite"]) == 0
   assert json.loads(capsys.readouterr().out)["num_rewritten"] == {}
+
+
+def test_profile_of_the_rewritten_model_serves_the_model_as_it_was(keras_step):
+  before = read_item(keras_step, signature="train", rewrite=False)
+  after = read_item(keras_step, signature="train", rewrite=True)
+  profile = {"CPU": {x: OpCost("Any", 2.0, 1, 0, (8,)) for x in after.op_names}}
+  costs = carried_over(profile, before)["CPU"]
+  assert set(before.op_names) <= costs.keys()
+  (whole,) = (x.name for x in before.graph_def.node if x.op == "IdentityN")
+  num_parts = len(costs[whole].output_bytes)
+  assert num_parts > 1
+  assert costs[whole] == OpCost(
+    "IdentityN", 2.0 * num_parts, num_parts, 0, (8,) * num_parts
+  )
