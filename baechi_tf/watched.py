@@ -31,8 +31,9 @@ def run_watched(
     progress: called twice a second with (done, total).
   """
   watch = np.zeros(2, np.int64)
-  # Compiled here, because compiling can be interrupted here alone.
-  loop.compile(tuple(numba.typeof(x) for x in (*args, watch)))
+  if not numba.config.DISABLE_JIT:
+    # Compiled here, because compiling can be interrupted here alone.
+    loop.compile(tuple(numba.typeof(x) for x in (*args, watch)))
   with concurrent.futures.ThreadPoolExecutor(1) as pool:
     running = pool.submit(loop, *args, watch)
     try:

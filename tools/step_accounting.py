@@ -4,18 +4,22 @@ A plan rests on the ops' times, so together they must make up the step. For the
 models of `tools.acceptance` and for models as Keras exports them, prints the
 table of docs/costs.md:
 
-    python -m tools.step_accounting
+    taskset --cpu-list 0 python -m tools.step_accounting
 
-Sums and steps are measured in turn, so that a busy machine slows both.
+Sums and steps are measured in turn, so that a busy machine slows both. The
+untraced step runs in the same kind of session as the ops, and as the function
+that `baechi run` calls, which Grappler optimizes.
 """
 
 import dataclasses
 import os
 import statistics
 import tempfile
+import time
 from collections.abc import Iterator
 
 import keras
+import numpy as np
 import tensorflow as tf
 from absl import app
 from absl import flags
@@ -26,6 +30,7 @@ from baechi_tf.costs import inputs
 from baechi_tf.costs import measured
 from baechi_tf.graph_item import GraphItem
 from baechi_tf.graph_item import read_item
+from baechi_tf.runner import step as saved_step
 from tools import acceptance
 from tools import benchmark_models
 from tools import training_step
@@ -88,6 +93,7 @@ class Accounting:
     num_fused: those that run inside another op's kernel.
     ops_us: the sum of the ops' times.
     step_us: the median untraced step.
+    function_us: the median step as the function that `baechi run` calls.
     call_us: the median call with the step's inputs that computes nothing.
   """
 
@@ -96,23 +102,34 @@ class Accounting:
   num_fused: int
   ops_us: float
   step_us: float
+  function_us: float
   call_us: float
 
   @property
-  def shares(self) -> tuple[float, float]:
-    """The ops' share of the step, and of what it takes beyond a call."""
-    beyond_us = self.step_us - self.call_us
-    return self.ops_us / self.step_us, self.ops_us / beyond_us
+  def shares(self) -> tuple[float, float, float]:
+    """The ops' share of the step, of what is beyond a call, of the function."""
+    whole_us = (self.step_us, self.step_us - self.call_us, self.function_us)
+    return tuple(self.ops_us / x for x in whole_us)
 
 
-def account(item: GraphItem, batch_size: int, num_steps: int) -> Accounting:
-  """Measures the ops of a step, then the step."""
+def account(
+  path: str, signature: str, item: GraphItem, batch_size: int, num_steps: int
+) -> Accounting:
+  """Measures the ops of a step, then the step.
+
+  Args:
+    path: a SavedModel.
+    signature: its step.
+    item: what `read_item` returns for them.
+    batch_size: the first dimension of inputs that do not fix it.
+    num_steps: steps of each kind that count.
+  """
   values = inputs.synthesize_inputs(item, batch_size)
   costs = measured.measure(item, values, num_steps=num_steps, warmup=_WARMUP)
   nothing = dataclasses.replace(
     item, fetches=(item.feeds[0].tensor,), targets=()
   )
-
+  function_us = _median_function_us(path, signature, values, num_steps)
   with measured.open_session(item) as session:
     item.initialize(session)
     return Accounting(
@@ -121,6 +138,7 @@ def account(item: GraphItem, batch_size: int, num_steps: int) -> Accounting:
       num_fused=sum(bool(x.fused_into) for x in costs.values()),
       ops_us=sum(x.compute_time_us for x in costs.values()),
       step_us=_median_us(item, values, session, num_steps),
+      function_us=function_us,
       call_us=_median_us(nothing, values, session, num_steps),
     )
 
@@ -130,21 +148,44 @@ def _median_us(item, values, session, num_steps) -> float:
   return statistics.median(times_us[_WARMUP:])
 
 
+def _median_function_us(path, signature, values, num_steps) -> float:
+  with tempfile.NamedTemporaryFile(suffix=".npz") as archive:
+    np.savez(archive, **values)
+    archive.flush()
+    run = saved_step.load_step(path, signature, None, archive.name)
+  times_us = []
+  for _ in range(num_steps + _WARMUP):
+    start = time.perf_counter()
+    run()
+    times_us.append((time.perf_counter() - start) * 1e6)
+  return statistics.median(times_us[_WARMUP:])
+
+
 def subjects(
-  batch_size: int, directory: str
-) -> Iterator[tuple[str, GraphItem]]:
-  """Exports the models, and yields the name and the step of each."""
+  batch_size: int, directory: str, only: str
+) -> Iterator[tuple[str, str, str]]:
+  """Exports models, and yields the name, path and signature of their steps.
+
+  Args:
+    batch_size: examples in a step of a Keras model.
+    directory: where the models go.
+    only: what the name of a model must contain, as the table shows it.
+  """
   for name, sizes in acceptance.MODELS.items():
+    if only not in f"acceptance: {name}":
+      continue
     path = os.path.join(directory, name)
     sizes = benchmark_models.sizes_for(name, "tiny", **sizes)
     benchmark = benchmark_models.build(sizes)
     training_step.export(training_step.TrainingStep(benchmark), path)
-    yield f"acceptance: {name}", read_item(path, signature="train")
+    yield f"acceptance: {name}", path, "train"
   for name, build in KERAS_MODELS.items():
+    if only not in f"Keras {name}":
+      continue
     model = build()
     path = os.path.join(directory, f"keras_{name}")
     model.export(path, verbose=False)
-    yield f"Keras {name}, inference", read_item(path)
+    yield f"Keras {name}, inference", path, "serving_default"
     benchmark = benchmark_models.Benchmark(
       model,
       tuple(
@@ -156,7 +197,7 @@ def subjects(
     )
     path = os.path.join(directory, f"keras_{name}_training")
     training_step.export(training_step.TrainingStep(benchmark, "adam"), path)
-    yield f"Keras {name}, training", read_item(path, signature="train")
+    yield f"Keras {name}, training", path, "train"
 
 
 def row(name: str, accounts: list[Accounting]) -> str:
@@ -164,7 +205,7 @@ def row(name: str, accounts: list[Accounting]) -> str:
   accounts = sorted(accounts, key=lambda x: x.shares)
   x = accounts[len(accounts) // 2]
   cells = [f"{x.num_ops:,}", x.num_missing, x.num_fused]
-  cells += [f"{us / 1e3:.2f}" for us in (x.ops_us, x.step_us)]
+  cells += [f"{us / 1e3:.2f}" for us in (x.ops_us, x.step_us, x.function_us)]
   cells += [f"{share:.0%}" for share in x.shares]
   return f"| {name} | {' | '.join(map(str, cells))} |"
 
@@ -173,16 +214,22 @@ def main(argv: list[str]) -> None:
   """Prints the table."""
   if len(argv) > 1:
     raise app.UsageError("no arguments are wanted")
-  logging.set_verbosity(logging.WARNING)  # of TensorFlow's saver
+  logging.set_verbosity(logging.ERROR)  # of TensorFlow's saver and loader
+  tf.config.threading.set_inter_op_parallelism_threads(1)  # as the session does
   columns = (
     "step", "ops", "missing", "in another's kernel", "ops ms", "untraced ms",
-    "ops / untraced", "without the call",
+    "function ms", "ops / untraced", "without the call", "ops / function",
   )  # fmt: skip
   print(f"| {' | '.join(columns)} |\n|---|{'--:|' * (len(columns) - 1)}")
   with tempfile.TemporaryDirectory() as directory:
-    for name, item in subjects(flags.FLAGS.batch_size, directory):
+    for name, path, signature in subjects(
+      flags.FLAGS.batch_size, directory, flags.FLAGS.only
+    ):
+      item = read_item(path, signature=signature)
       accounts = [
-        account(item, flags.FLAGS.batch_size, flags.FLAGS.steps)
+        account(
+          path, signature, item, flags.FLAGS.batch_size, flags.FLAGS.steps
+        )
         for _ in range(flags.FLAGS.rounds)
       ]
       print(row(name, accounts), flush=True)
@@ -191,6 +238,7 @@ def main(argv: list[str]) -> None:
 def define_flags() -> None:
   """Defines the flags, when this is the program that runs."""
   flags.DEFINE_integer("batch_size", 32, "Examples in a step of a Keras model.")
+  flags.DEFINE_string("only", "", "Only models with this in their names.")
   flags.DEFINE_integer("steps", 5, "Steps to measure in a round.")
   flags.DEFINE_integer(
     "rounds", 7, "Rounds; the one of the median share counts."

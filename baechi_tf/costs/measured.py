@@ -6,9 +6,11 @@ several steps counts, after a warm-up that is dropped. Every planned op runs as
 the op it is, but those that run inside another's kernel (see `fused_kernels`):
 they get their share of its time. A loop or branch runs as one op and its own
 span is its time. On a GPU the kernels' own time counts, not their launch.
-Tracing slows small ops, so that no sum of times is let above an untraced step.
+Tracing slows small ops and shows no work between ops: untraced steps, before
+and after the traced ones, correct the sum.
 """
 
+import statistics
 import time
 from collections.abc import Callable
 from collections.abc import Mapping
@@ -22,9 +24,9 @@ from baechi_tf.costs.fused_kernels import Node
 from baechi_tf.costs.fused_kernels import nodes_by_name
 from baechi_tf.costs.fused_kernels import share_out
 from baechi_tf.costs.profile import OpCost
+from baechi_tf.costs.step_stats import match_step
 from baechi_tf.costs.step_stats import medians
 from baechi_tf.costs.step_stats import parse_step_stats
-from baechi_tf.costs.step_stats import within_step
 from baechi_tf.graph_item import GraphItem
 
 v1 = tf.compat.v1
@@ -72,10 +74,12 @@ def measure(
   report = progress or (lambda done, total: None)
   with open_session(item, device_type) as session:
     item.initialize(session)
+    steps_us = _untraced_us(item, input_values, session, warmup, num_steps)
     costs, executed = _traced(
       item, input_values, session, warmup, num_steps, report
     )
-    step_time_us = min(step_times_us(item, input_values, session, num_steps))
+    # On both sides, because the speed of a machine may change meanwhile.
+    steps_us += _untraced_us(item, input_values, session, warmup, num_steps)
   planned = set(item.op_names)
   hosts = find_hosts(
     nodes_by_name(x for x in item.graph_def.node if x.name in planned),
@@ -90,7 +94,9 @@ def measure(
         lambda step, total: report(done + step, done + more),
       )  # fmt: skip
     costs = share_out(costs, apart, hosts)
-  costs = _fed_costs(item, input_values) | within_step(costs, step_time_us)
+  costs = _fed_costs(item, input_values) | match_step(
+    costs, statistics.median(steps_us), on_host=device_type == "CPU"
+  )
   return {name: costs[name] for name in item.op_names if name in costs}
 
 
@@ -116,6 +122,12 @@ def _traced(
       steps.append(parse_step_stats(metadata.step_stats, op_types))
   report(warmup + num_steps, warmup + num_steps)
   return medians(steps, item.op_names), executed
+
+
+def _untraced_us(item, input_values, session, warmup, num_steps):
+  """Returns the times of half the steps; a traced step slows the next one."""
+  count = warmup + (num_steps + 1) // 2
+  return step_times_us(item, input_values, session, count)[warmup:]
 
 
 def _fed_costs(item: GraphItem, input_values) -> dict[str, OpCost]:

@@ -24,6 +24,9 @@ _NOT_OPS = re.compile(r"/(stream|memcpy|sync)", re.IGNORECASE)
 # the op's name, the others of such names.
 _PART = re.compile(r"(.+)/Internal/_\d+")
 _SHORTEST_KERNEL_US = 1.0  # the trace drops fractions of a microsecond
+# Most that an op takes beyond its span, in microseconds and of that span.
+_MOST_BEYOND_US = 1.0
+_MOST_BEYOND = 0.1
 
 
 def parse_step_stats(
@@ -130,23 +133,33 @@ def _combine(costs: Sequence[OpCost], time_us: float) -> OpCost:
   )
 
 
-def within_step(
-  costs: Mapping[str, OpCost], step_time_us: float
+def match_step(
+  costs: Mapping[str, OpCost], step_time_us: float, *, on_host: bool
 ) -> dict[str, OpCost]:
-  """Returns the costs, scaled down if they add up to more than the step.
+  """Returns the costs, so changed that they add up to an untraced step.
 
-  Tracing slows small ops, but no step of one op at a time is shorter than its
-  ops.
+  Tracing slows small ops: costs that add up to more are scaled down. TensorFlow
+  also works between ops, where no trace shows it: it schedules the next op, and
+  frees what the last one read. Costs that add up to less are raised, each by at
+  most `_MOST_BEYOND_US` and `_MOST_BEYOND` of itself; what is still missing is
+  the step's own, not the ops'.
 
   Args:
-    costs: the measured costs of a step's ops.
+    costs: the measured costs of a step's ops, which ran one at a time.
     step_time_us: the time of a step that is not traced.
+    on_host: whether the ops run on the processor that also works between them.
   """
   total_us = sum(x.compute_time_us for x in costs.values())
   scale = step_time_us / max(total_us, step_time_us)
+  rooms = {
+    name: _MOST_BEYOND_US + _MOST_BEYOND * cost.compute_time_us
+    for name, cost in costs.items()
+  }
+  beyond_us = max(step_time_us - total_us, 0.0) if on_host else 0.0
+  part = beyond_us / max(sum(rooms.values()), beyond_us, 1e-9)
   return {
     name: dataclasses.replace(
-      cost, compute_time_us=cost.compute_time_us * scale
+      cost, compute_time_us=cost.compute_time_us * scale + rooms[name] * part
     )
     for name, cost in costs.items()
   }

@@ -7,6 +7,8 @@ every step. So the answers are kept, with what would change them: only a look at
 what has happened since is needed, as a rule at one device.
 """
 
+import numpy as np
+
 from baechi_tf.compiled import compiled_inner
 from baechi_tf.placers.bookings import inputs_there
 from baechi_tf.placers.bookings import may_run
@@ -53,6 +55,10 @@ def inputs_anywhere(p, s, op, by):
 @compiled_inner
 def _ask_all_devices(p, s, op, by):
   family = p.family[op]
+  # The channel that is booked the longest is as a rule the answer: two looks,
+  # not one at each device, tell that the op is not urgent by then.
+  if _ask_device(p, s, op, np.argmax(s.receive_free)) > by:
+    return s.urgent_at[family]
   for k in range(len(p.memory)):
     if _ask_device(p, s, op, k) > by:
       return s.urgent_at[family]

@@ -154,6 +154,15 @@ def _is_empty(q, queue):
   return len(q.arriving[queue]) == 0 and len(q.waiting[queue]) == 0
 
 
+@inlined
+def _known_urgent(p, s, kind, op):
+  """A time before which the queues of a kind need not look at an op."""
+  known = 0.0
+  if kind == URGENT and s.group_device[p.group[op]] == NONE:
+    known = s.urgent_at[p.family[op]]
+  return known
+
+
 @compiled_inner
 def _earliest_in(p, s, q, kind, k):
   """The earliest start of a candidate in a queue, and its rank.
@@ -165,7 +174,12 @@ def _earliest_in(p, s, q, kind, k):
   arriving, waiting = q.arriving[queue], q.waiting[queue]
   while True:
     while len(arriving) > 0 and arriving[0][0] <= s.device_free[k]:
-      heapq.heappush(waiting, heapq.heappop(arriving)[1])
+      entry = arriving[0][1]
+      known = _known_urgent(p, s, kind, p.order[entry // 2])
+      if known > s.device_free[k]:  # another device has found out
+        heapq.heapreplace(arriving, (known, entry))
+      else:
+        heapq.heappush(waiting, heapq.heappop(arriving)[1])
     is_waiting = len(waiting) > 0
     if is_waiting:
       key, entry = s.device_free[k], waiting[0]

@@ -92,11 +92,7 @@ def _figures(summary: Fields) -> str:
   bound = f"{summary['lower_bound']}: {summary['lower_bound_witness']}"
   lines = [
     ("predicted step", duration(summary["makespan_us"]), ""),
-    (
-      "unordered",
-      duration(summary["unordered_makespan_us"]),
-      "if TensorFlow chooses which of its ready ops a device runs",
-    ),
+    *_unordered(summary),
     ("on one device", duration(one["makespan_us"]), on_one),
     ("lower bound", duration(summary["lower_bound_us"]), bound),
     ("gap to lower bound", percent(summary["gap"]), _verdict(summary["gap"])),
@@ -110,6 +106,15 @@ def _figures(summary: Fields) -> str:
     f"{label:<18}  {value:>10}  {remark}".rstrip() + "\n"
     for label, value, remark in lines
   )
+
+
+def _unordered(summary: Fields) -> list[tuple[str, str, str]]:
+  """Returns a line on the step without the plan's order, if it differs."""
+  unordered = summary["unordered_makespan_us"]
+  if unordered == summary["makespan_us"]:
+    return []
+  remark = "if TensorFlow chooses which of its ready ops a device runs"
+  return [("unordered", duration(unordered), remark)]
 
 
 def _verdict(gap: float) -> str:

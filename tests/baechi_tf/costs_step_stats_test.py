@@ -174,10 +174,41 @@ def test_op_that_ran_as_several_nodes_is_their_sum():
   }
 
 
-@pytest.mark.parametrize(("step_time_us", "scale"), [(5.0, 0.5), (20.0, 1.0)])
-def test_costs_add_up_to_no_more_than_the_step(step_time_us, scale):
+def matched_us(times_us, step_time_us, on_host=True):
+  costs = {str(i): OpCost("Relu", x) for i, x in enumerate(times_us)}
+  matched = step_stats.match_step(costs, step_time_us, on_host=on_host)
+  return [x.compute_time_us for x in matched.values()]
+
+
+@pytest.mark.parametrize("on_host", [False, True])
+def test_costs_beyond_the_step_are_scaled_down_and_keep_their_bytes(on_host):
   costs = {"a": OpCost("Relu", 4.0, 1, 2, (3,)), "b": OpCost("Relu", 6.0)}
-  assert step_stats.within_step(costs, step_time_us) == {
-    "a": OpCost("Relu", 4.0 * scale, 1, 2, (3,)),
-    "b": OpCost("Relu", 6.0 * scale),
+  assert step_stats.match_step(costs, 5.0, on_host=on_host) == {
+    "a": OpCost("Relu", 2.0, 1, 2, (3,)),
+    "b": OpCost("Relu", 3.0),
   }
+
+
+def test_costs_below_the_step_share_what_is_missing_by_their_room():
+  # The ops may take 1 + 0.1 * 10 and 1 + 0.1 * 30 beyond themselves: 2 and 4.
+  assert matched_us([10.0, 30.0], 43.0) == pytest.approx([11.0, 32.0])
+
+
+def test_costs_far_below_the_step_are_raised_by_their_room_only():
+  assert matched_us([10.0, 30.0], 1000.0) == pytest.approx([12.0, 34.0])
+
+
+def test_costs_below_the_step_of_a_gpu_stay():
+  # Its kernels do not wait for the work that the host does between ops.
+  assert matched_us([10.0, 30.0], 43.0, on_host=False) == [10.0, 30.0]
+
+
+@pytest.mark.parametrize("times_us", [[], [0.0, 0.0], [1.0, 2.5, 400.0]])
+@pytest.mark.parametrize("step_time_us", [0.5, 403.5, 420.0, 1e5])
+def test_matched_costs_never_exceed_the_step_nor_shrink_below_it(
+  times_us, step_time_us
+):
+  matched = matched_us(times_us, step_time_us)
+  assert sum(matched) <= step_time_us * (1 + 1e-12)
+  if sum(times_us) <= step_time_us:
+    assert all(x >= y for x, y in zip(matched, times_us, strict=True))

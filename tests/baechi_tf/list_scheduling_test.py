@@ -366,7 +366,7 @@ def test_schedule_with_tight_memory_waits_for_what_will_be_freed(
   channel, group_share
 ):
   feasible = waited = 0
-  for seed in range(200):
+  for seed in range(100):
     graph, cluster = a_case(
       seed,
       channel,
@@ -377,21 +377,21 @@ def test_schedule_with_tight_memory_waits_for_what_will_be_freed(
     assert devices_of(graph, cluster) == naive.device, seed
     feasible += naive.device is not None
     waited += naive.waited and naive.device is not None
-  assert 50 < feasible < 190  # there are plans, and there are none,
-  assert waited > 3  # and plans that waiting made possible
+  assert 25 < feasible < 95  # there are plans, and there are none,
+  assert waited > 1  # and plans that waiting made possible
 
 
 @pytest.mark.parametrize("channel", CHANNELS)
 @pytest.mark.parametrize("group_share", [0.0, 0.5])
 def test_schedule_with_favorites_keeps_devices_awake(channel, group_share):
   awake_mattered = 0
-  for seed in range(100):
+  for seed in range(60):
     graph, cluster = a_case(seed, channel, group_share=group_share)
     favorites = favorite_children(graph, cluster)
     expected = Naive(graph, cluster, favorites).device
     assert devices_of(graph, cluster, favorites) == expected, seed
     awake_mattered += expected != devices_of(graph, cluster)
-  assert awake_mattered > 5
+  assert awake_mattered > 3
 
 
 def hubs(seed, num_devices, num_ops, channel, group_share=0.0):
@@ -463,8 +463,8 @@ def count(graph, num_devices, favorites):
   asked = ("inputs_there", "_earliest_child_start")
   return sum(x[0] for (_, _, name), x in calls if name in asked)
 
-star = contracts.fork_join(250, size=4)
-layered = contracts.layered(np.random.default_rng(0), 8, 30)
+star = contracts.fork_join(120, size=4)
+layered = contracts.layered(np.random.default_rng(0), 6, 20)
 for graph in (star, layered):
   for favorites in (None, True):
     print(*(count(graph, d, favorites) for d in (4, 64)))

@@ -78,7 +78,7 @@ def _build(name: str) -> Benchmark:
     case "chain":
       return chain(batch=256, depth=12, width=512)
     case "wide_layers":
-      return chain(batch=64, depth=16, width=2048)
+      return chain(batch=16, depth=48, width=2048)
     case _:
       return towers(batch=4, num_towers=2, depth=1, width=8)
 
