@@ -138,7 +138,7 @@ def test_two_runs_from_a_profile_write_the_same_bytes(
   for name in "xy":
     argv = ["place", saved_mlp, name, "--cluster=cluster.toml", *STEP]
     argv += [f"--profile={profile}", f"--report={name}-report"]
-    assert main(argv) == 0
+    assert main([*argv, "--search-evaluations=1000"]) == 0
   written = [
     {
       str(path.relative_to(directory)): path.read_bytes()

@@ -24,8 +24,8 @@ GOAL = (
 
 # Of what the step needs on one device: what a process may have, and what part
 # of that is planned for. TensorFlow's own buffers take some of the rest.
-_LIMIT = 0.8
-_PLANNED = 0.95
+_LIMIT = 0.95
+_PLANNED = 0.8
 _NUM_STEPS = 3
 _LINK = "[link]\nlatency_us = 100\nbytes_per_us = 1000\n"
 
