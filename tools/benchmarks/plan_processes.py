@@ -75,6 +75,6 @@ def environment() -> dict[str, str]:
   return {
     **child_processes.peer_environment(os.environ),
     "PYTHONPATH": _ROOT,
-    "CUDA_VISIBLEDEVICES": "-1",
+    "CUDA_VISIBLE_DEVICES": "-1",
     "TF_CPP_MIN_LOG_LEVEL": "3",
   }
