@@ -6,10 +6,10 @@ import itertools
 import json
 import math
 import signal
-import sys
 
 from baechi_tf.cli.help import add_json
 from baechi_tf.cli.help import add_subparser
+from baechi_tf.cli.help import warn_of_open_server
 from baechi_tf.cli.progress import Progress
 from baechi_tf.cli.tensorflow_import import load_tensorflow
 from baechi_tf.tables import parse_bytes
@@ -93,13 +93,7 @@ def run(args: argparse.Namespace) -> None:
 
   target = ""
   if args.host:
-    print(
-      "baechi: warning: TensorFlow's server listens on every interface and asks"
-      " for no password; whoever reaches this machine can read and write files"
-      " as this user: use a trusted network only",
-      file=sys.stderr,
-      flush=True,
-    )
+    warn_of_open_server()
     server = communication.start_server(args.host, args.task)
     while args.serve:
       signal.pause()  # server.join() would let no signal end it

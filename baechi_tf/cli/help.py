@@ -1,6 +1,7 @@
 """How `--help` looks, and how a subcommand's parser is made."""
 
 import argparse
+import sys
 
 
 class HelpFormatter(argparse.RawDescriptionHelpFormatter):
@@ -64,6 +65,17 @@ def add_report(parser: argparse.ArgumentParser) -> None:
     type=path,
     help="also write a report: a summary, a trace for Perfetto or"
     " chrome://tracing, and the plan",
+  )
+
+
+def warn_of_open_server() -> None:
+  """Warns on stderr that a server of TensorFlow is about to be reachable."""
+  print(
+    "baechi: warning: TensorFlow's server listens on every interface and asks"
+    " for no password; whoever reaches this machine can read and write files"
+    " as this user: use a trusted network only",
+    file=sys.stderr,
+    flush=True,
   )
 
 

@@ -3,7 +3,6 @@
 import argparse
 import json
 import os
-import sys
 
 from baechi_tf import atomic
 from baechi_tf.cli import model_input
@@ -11,6 +10,7 @@ from baechi_tf.cli.help import add_json
 from baechi_tf.cli.help import add_network
 from baechi_tf.cli.help import add_subparser
 from baechi_tf.cli.help import path
+from baechi_tf.cli.help import warn_of_open_server
 from baechi_tf.cli.progress import Progress
 from baechi_tf.cluster import Cluster
 from baechi_tf.json_file import read_json
@@ -39,11 +39,6 @@ baechi run placed/ --cluster two.toml --host a:2222 --host b:2222 \\
     --task 1 --serve
 baechi run placed/ --cluster two.toml --host a:2222 --host b:2222
 """
-_WARNING = (
-  "baechi: warning: TensorFlow's server listens on every interface and asks for"
-  " no password; whoever reaches this machine can read and write files as this"
-  " user: use a trusted network only"
-)
 
 
 def add_parser(subparsers) -> None:
@@ -139,7 +134,7 @@ def run(args: argparse.Namespace) -> None:
       start.check_server(tasks, args.host, args.task)
     else:
       start.check_hosts(tasks, args.host)
-    print(_WARNING, file=sys.stderr, flush=True)
+    warn_of_open_server()
   if args.serve:
     start.serve(cluster, args.host, args.task)
   planned = _read_plan(args.plan) if args.plan else None

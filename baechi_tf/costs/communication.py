@@ -13,7 +13,6 @@ hands over a pointer, and its time depends on the size hardly or not at all.
 
 import dataclasses
 import math
-import socket
 import statistics
 import time
 from collections.abc import Callable
@@ -21,6 +20,8 @@ from collections.abc import Sequence
 
 import numpy as np
 import tensorflow as tf
+
+from baechi_tf.host_addresses import check_answer
 
 SIZES = tuple(4**k for k in range(14))  # 1 B to 64 MiB
 _BYTES_PER_STEP = 256 << 20  # bounds the hops of large tensors
@@ -79,18 +80,15 @@ def start_server(hosts: Sequence[str], task_index: int) -> tf.distribute.Server:
   )
 
 
-def check_hosts(hosts: Sequence[str], timeout_s: float = 5.0) -> None:
+def check_hosts(hosts: Sequence[str]) -> None:
   """Refuses hosts where no server listens, which would be waited for forever.
 
   Raises:
     ValueError: an address does not parse, or nothing answers there.
   """
   for i, host in enumerate(hosts):
-    address, _, port = host.rpartition(":")
-    if not address or not port.isdigit():
-      raise ValueError(f'{host!r} is not "address:port"')
     try:
-      socket.create_connection((address, int(port)), timeout_s).close()
+      check_answer(host)
     except OSError as error:
       raise ValueError(
         f"no TensorFlow server answers at {host} ({error}); start task {i}"

@@ -15,6 +15,9 @@ from collections.abc import Iterator
 from collections.abc import Sequence
 
 from baechi_tf.cluster import Cluster
+from baechi_tf.host_addresses import ANSWER_S
+from baechi_tf.host_addresses import check_answer
+from baechi_tf.host_addresses import split_address
 from baechi_tf.runner import child as processes
 from baechi_tf.runner import memory_limit
 from baechi_tf.runner import worker
@@ -28,7 +31,6 @@ from baechi_tf.runner.tasks import Task
 from baechi_tf.runner.tasks import tasks_of
 
 START_S = 120.0  # for a process to import TensorFlow and to serve
-ANSWER_S = 5.0  # for a host to answer
 _POLL_S = 0.2
 _FIRST_PORT = 2222  # of a network that nobody else is in
 
@@ -83,14 +85,10 @@ def local_run(
   _check_count(tasks, [x.address for x in hosts])
   serving = needs_servers(tasks)
   with contextlib.ExitStack() as stack:
-    directory = stack.enter_context(
-      tempfile.TemporaryDirectory(prefix="baechi_run")
-    )
     groups = ()
     if limit_memory:
       groups = tuple(_groups(stack, len(tasks)))
-    children = []
-    stack.callback(processes.end, children)
+    directory, children = stack.enter_context(_children())
     network = "new" if serving and private and own_hosts else None
     for i, (task, host) in enumerate(zip(tasks, hosts, strict=True)):
       child = _start(task, directory, host)
@@ -133,12 +131,7 @@ def remote_run(
   """
   tasks = tasks_of(cluster.device_names)
   check_hosts(tasks, addresses)
-  with contextlib.ExitStack() as stack:
-    directory = stack.enter_context(
-      tempfile.TemporaryDirectory(prefix="baechi_run")
-    )
-    children = []
-    stack.callback(processes.end, children)
+  with _children() as (directory, children):
     host = Host(addresses[0], cores=tuple(sorted(os.sched_getaffinity(0))))
     children.append(_start(tasks[0], directory, host))
     _set_up(children[0], tasks[0], host, None, inter_op)
@@ -164,24 +157,12 @@ def serve(
   """
   tasks = tasks_of(cluster.device_names)
   check_server(tasks, addresses, index)
-  with contextlib.ExitStack() as stack:
-    directory = stack.enter_context(
-      tempfile.TemporaryDirectory(prefix="baechi_run")
-    )
-    children = []
-    stack.callback(processes.end, children)
+  with _children() as (directory, children):
     host = Host(addresses[index], cores=tuple(sorted(os.sched_getaffinity(0))))
     child = _start(tasks[index], directory, host)
     children.append(child)
     _set_up(child, tasks[index], host, None, inter_op)
-    child.tell(
-      {
-        "ask": "serve",
-        "cluster": cluster_spec(tasks, addresses),
-        "job": tasks[index].job,
-        "index": tasks[index].index,
-      }
-    )
+    _ask(child, "serve", tasks[index], cluster_spec(tasks, addresses))
     processes.answer(child, children, START_S)
     while True:
       processes.check_alive(children)
@@ -202,9 +183,8 @@ def check_hosts(tasks: Sequence[Task], addresses: Sequence[str]) -> None:
   _check_addresses(tasks, addresses)
   for i, (task, address) in enumerate(zip(tasks, addresses, strict=True)):
     if i:
-      host, _, port = address.rpartition(":")
       try:
-        socket.create_connection((host, int(port)), ANSWER_S).close()
+        check_answer(address)
       except OSError as error:
         raise ValueError(
           f"{task.name}: no server answers at {address} within {ANSWER_S:g} s"
@@ -237,11 +217,7 @@ def check_server(
 def _check_addresses(tasks: Sequence[Task], addresses: Sequence[str]) -> None:
   _check_count(tasks, addresses)
   for i, address in enumerate(addresses):
-    host, _, port = address.rpartition(":")
-    if not (host and port.isdecimal() and 0 < int(port) < 1 << 16):
-      raise ValueError(
-        f'--host {address!r} is not "address:port" with a port from 1 to 65535'
-      )
+    split_address(address)
     if address in addresses[:i]:
       raise ValueError(
         f"--host {address} is given twice: each process needs its own"
@@ -302,6 +278,24 @@ def _groups(stack: contextlib.ExitStack, count: int) -> Iterator[str]:
       ) from None
 
 
+@contextlib.contextmanager
+def _children() -> Iterator[tuple[str, list[Child]]]:
+  """Yields a directory and a list of processes, which it ends before it."""
+  with tempfile.TemporaryDirectory(prefix="baechi_run") as directory:
+    children = []
+    try:
+      yield directory, children
+    finally:
+      processes.end(children)
+
+
+def _ask(child: Child, what: str, task: Task, spec) -> None:
+  """Tells a process to serve as a task of the cluster, or to connect as it."""
+  child.tell(
+    {"ask": what, "cluster": spec, "job": task.job, "index": task.index}
+  )
+
+
 def _start(task: Task, directory: str, host: Host) -> Child:
   return processes.start(
     task.name,
@@ -341,13 +335,10 @@ def _start_servers(cluster, tasks, children, spec) -> tuple[Usage, ...]:
     ChildProcessError, TimeoutError: a process does not come up.
     ValueError: a device is not there.
   """
-  for i, (child, task) in enumerate(zip(children, tasks, strict=True)):
-    question = {"cluster": spec, "job": task.job, "index": task.index}
-    if i:
-      child.tell({"ask": "serve", **question})
+  for child, task in list(zip(children, tasks, strict=True))[1:]:
+    _ask(child, "serve", task, spec)
   idle = [processes.answer(child, children, START_S) for child in children[1:]]
-  question = {"cluster": spec, "job": tasks[0].job, "index": tasks[0].index}
-  children[0].tell({"ask": "connect", **question})
+  _ask(children[0], "connect", tasks[0], spec)
   first = processes.answer(children[0], children, START_S)
   there = first.pop("devices")
   for name in cluster.device_names:
