@@ -35,6 +35,8 @@ from baechi_tf.search.placement_search import search
 from baechi_tf.simulator import overflow
 from baechi_tf.simulator import simulate
 from baechi_tf.simulator import Simulation
+from baechi_tf.transfer import link_costs
+from baechi_tf.transfer import takes_processors
 from baechi_tf.watched import Progress
 
 BEST = "best"
@@ -302,7 +304,7 @@ def _choose(candidates, cluster) -> tuple[Candidate, list[str]]:
   still = [
     x for x in candidates if x.simulation and not x.simulation.bytes_moved
   ]
-  if not still or not (cluster.send_us + cluster.receive_us).any():
+  if not still or not takes_processors(link_costs(cluster)):
     return fastest, []
   safest = min(still, key=lambda x: x.makespan_us)
   if fastest.makespan_us <= safest.makespan_us * (1 - _BELIEVED_GAIN):
@@ -321,11 +323,14 @@ def _search(
   graph, cluster, candidates, starts, budget, policy, bound_us, progress
 ):
   """Returns the candidate that the search finds, and a note on its gain."""
-  single = [np.full(graph.num_ops, k) for k in range(cluster.num_devices)]
+  single = [
+    graph.with_inputs_on_client(np.full(graph.num_ops, k))
+    for k in range(cluster.num_devices)
+  ]
   found = search(
     graph,
     cluster,
-    list(map(graph.with_inputs_on_client, [*starts, *single])),
+    [*starts, *single],
     budget,
     policy=policy,
     enough_us=bound_us,

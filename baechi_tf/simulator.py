@@ -33,6 +33,7 @@ class Simulation:
   """What happens in one step: n ops on D devices, c transfers.
 
   Attributes:
+    policy: the one of `POLICIES` by which processors started ops.
     device: int64 `[n]`, where each op ran.
     order: int64 `[n]`, the ops in the order in which they started.
     start_time_us: float64 `[n]`.
@@ -54,6 +55,7 @@ class Simulation:
     memory_bytes: per device, int64 `[s]`, its memory from then on.
   """
 
+  policy: str
   device: np.ndarray
   order: np.ndarray
   start_time_us: np.ndarray
@@ -164,6 +166,7 @@ def simulate(
   )
   heard_us = finish + cluster.dispatch_us[device]
   return Simulation(
+    policy=policy,
     device=device,
     order=started,
     start_time_us=start,

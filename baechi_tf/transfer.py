@@ -42,6 +42,11 @@ def link_costs(cluster: Cluster) -> LinkCosts:
   )
 
 
+def takes_processors(links: LinkCosts) -> bool:
+  """Returns whether a transfer takes processor time on any of the links."""
+  return bool(links.work_us.any() or links.work_us_per_byte.any())
+
+
 def transfer_work(
   links: LinkCosts,
   end: int,

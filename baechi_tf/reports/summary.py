@@ -58,7 +58,9 @@ def summarize(
   predicted = versus(simulation)
   peak_memory_bytes = predicted.pop("peak_memory_bytes")
   num_ops = np.bincount(simulation.device, minlength=cluster.num_devices)
-  unordered = simulate(graph, cluster, simulation.device, policy="executor")
+  unordered = simulation
+  if simulation.policy != "executor":
+    unordered = simulate(graph, cluster, simulation.device, policy="executor")
   return {
     "model": model,
     "num_ops": graph.num_ops,

@@ -55,9 +55,7 @@ def corrected_ops(
     if before > 0
   }
   names = tuple(dict.fromkeys(cluster.types))
-  columns = [names.index(x) for x in names]
-  first = [cluster.types.index(x) for x in names]
-  times = graph.times_on(cluster.types)[:, first][:, columns].copy()
+  times = graph.times_on(names).copy()
   for column, name in enumerate(names):
     times[:, column] *= [factors.get((x, name), 1.0) for x in op_types]
   corrected = dataclasses.replace(

@@ -15,6 +15,7 @@ from baechi_tf.op_graph import offsets_of
 from baechi_tf.op_graph import OpGraph
 from baechi_tf.transfer import link_costs
 from baechi_tf.transfer import LinkCosts
+from baechi_tf.transfer import takes_processors
 
 
 class Instance(NamedTuple):
@@ -92,7 +93,7 @@ def make_instance(graph: OpGraph, cluster: Cluster) -> Instance:
     processor=cluster.processor,
     dispatch_us=cluster.dispatch_us,
     links=links,
-    works=bool(links.work_us.any() or links.work_us_per_byte.any()),
+    works=takes_processors(links),
   )
 
 
