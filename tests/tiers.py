@@ -12,3 +12,8 @@ def tiers(values: Iterable, fast: Container) -> list:
     value if value in fast else pytest.param(value, marks=pytest.mark.slow)
     for value in values
   ]
+
+
+def first_fast(first: tuple, *others: tuple) -> list:
+  """Returns sets of test parameters: the first fast, the others marked slow."""
+  return [first, *(pytest.param(*x, marks=pytest.mark.slow) for x in others)]

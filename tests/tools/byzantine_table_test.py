@@ -8,6 +8,7 @@ import pytest
 from robust_tf.training.data import load
 from tests.tensorflow_setup import run_script
 from tests.tensorflow_setup import tf  # noqa: F401  sets up the devices first
+from tests.tiers import first_fast
 from tools import byzantine_report
 from tools.byzantine_bars import Bar
 from tools.byzantine_bars import missed
@@ -188,14 +189,10 @@ def test_command_writes_all_it_has_measured(tmp_path):
 
 @pytest.mark.parametrize(
   ("flag", "message"),
-  [
+  first_fast(
     ("--rules=krumm", "flag --rules=krumm: value should be one of"),
-    pytest.param(
-      "--data=mnist.npz",
-      "no such data: 'mnist.npz' is neither a file nor",
-      marks=pytest.mark.slow,
-    ),
-  ],
+    ("--data=mnist.npz", "no such data: 'mnist.npz' is neither a file nor"),
+  ),
 )
 def test_bad_flag_is_one_line(flag, message):
   result = run_script(RUN, flag)

@@ -8,6 +8,7 @@ import pytest
 
 from tests.tensorflow_setup import run_script
 from tests.tensorflow_setup import tf  # noqa: F401  sets up the devices first
+from tests.tiers import first_fast
 from tools import compression_pictures
 from tools import compression_report
 from tools import markdown
@@ -271,22 +272,12 @@ def test_command_fails_where_a_bar_is_missed():
 
 @pytest.mark.parametrize(
   ("flag", "message"),
-  [
+  first_fast(
     ("--methods=csar", "flag --methods=csar: value should be one of"),
-    pytest.param(
-      "--data=mnist.npz",
-      "no such data: 'mnist.npz' is neither a file nor",
-      marks=pytest.mark.slow,
-    ),
-    pytest.param(
-      "--steps=30",
-      "--steps=30 must be a multiple of 20",
-      marks=pytest.mark.slow,
-    ),
-    pytest.param(
-      "--rates=0", "--rates=0.0 must be above 0", marks=pytest.mark.slow
-    ),
-  ],
+    ("--data=mnist.npz", "no such data: 'mnist.npz' is neither a file nor"),
+    ("--steps=30", "--steps=30 must be a multiple of 20"),
+    ("--rates=0", "--rates=0.0 must be above 0"),
+  ),
 )
 def test_bad_flag_is_one_line(flag, message):
   result = run_script(RUN, flag)

@@ -10,6 +10,7 @@ from robust_tf.federated.tasks import DeviceTasks
 from robust_tf.training.data import load
 from tests.tensorflow_setup import run_script
 from tests.tensorflow_setup import tf  # noqa: F401  sets up the devices first
+from tests.tiers import first_fast
 from tools import federated_report
 from tools.federated_bars import missed
 from tools.federated_cells import DIGITS
@@ -185,14 +186,10 @@ def test_command_writes_all_it_has_measured(tmp_path):
 
 @pytest.mark.parametrize(
   ("flag", "message"),
-  [
+  first_fast(
     ("--pushes=105", "--pushes=105 must be a multiple of 10"),
-    pytest.param(
-      "--data=mnist.npz",
-      "no such data: 'mnist.npz' is neither a file nor",
-      marks=pytest.mark.slow,
-    ),
-  ],
+    ("--data=mnist.npz", "no such data: 'mnist.npz' is neither a file nor"),
+  ),
 )
 def test_bad_flag_is_one_line(flag, message):
   result = run_script(RUN, flag)

@@ -14,6 +14,7 @@ import time
 import numpy as np
 import pytest
 
+from tests.tiers import first_fast
 from tools import network_namespaces
 from tools.slow_link_methods import METHODS
 
@@ -60,60 +61,28 @@ def allowed():
 
 @pytest.mark.parametrize(
   ("flag", "message"),
-  [
+  first_fast(
     (
       "--workers=1",
       "flag --workers=1: 1 is not an integer in the range [2, 4]",
     ),
-    pytest.param(
+    (
       "--workers=5",
       "flag --workers=5: 5 is not an integer in the range [2, 4]",
-      marks=pytest.mark.slow,
     ),
-    pytest.param(
-      "--mbit=0", "--mbit=0 must be positive and finite", marks=pytest.mark.slow
-    ),
-    pytest.param(
-      "--mbit=-20",
-      "--mbit=-20 must be positive and finite",
-      marks=pytest.mark.slow,
-    ),
-    pytest.param(
-      "--mbit=inf",
-      "--mbit=inf must be positive and finite",
-      marks=pytest.mark.slow,
-    ),
-    pytest.param(
-      "--methods=sgd",
-      "flag --methods=sgd: value should be one of",
-      marks=pytest.mark.slow,
-    ),
-    pytest.param(
-      "--learning_rate=0",
-      "--learning_rate=0 must be positive",
-      marks=pytest.mark.slow,
-    ),
-    pytest.param(
-      "--steps=1",
-      "flag --steps=1: 1 is not integer >= 2",
-      marks=pytest.mark.slow,
-    ),
-    pytest.param(
+    ("--mbit=0", "--mbit=0 must be positive and finite"),
+    ("--mbit=-20", "--mbit=-20 must be positive and finite"),
+    ("--mbit=inf", "--mbit=inf must be positive and finite"),
+    ("--methods=sgd", "flag --methods=sgd: value should be one of"),
+    ("--learning_rate=0", "--learning_rate=0 must be positive"),
+    ("--steps=1", "flag --steps=1: 1 is not integer >= 2"),
+    (
       "--data=none.npz",
       "no such data: 'none.npz' is neither a file nor one of",
-      marks=pytest.mark.slow,
     ),
-    pytest.param(
-      "--picture=a.png",
-      "--picture=a.png must end in .svg",
-      marks=pytest.mark.slow,
-    ),
-    pytest.param(
-      "--batch_size=800",
-      "--batch_size=800 must be at most 718",
-      marks=pytest.mark.slow,
-    ),
-  ],
+    ("--picture=a.png", "--picture=a.png must end in .svg"),
+    ("--batch_size=800", "--batch_size=800 must be at most 718"),
+  ),
 )
 def test_bad_flag_is_one_line_and_makes_no_network(flag, message):
   code, output, errors = run(flag, PATH="")
