@@ -362,3 +362,43 @@ def costly(rng: np.random.Generator, cluster: Cluster) -> Cluster:
     link=with_work(cluster.link),
     links={ends: with_work(link) for ends, link in cluster.links.items()},
   )
+
+
+def placed_at_random(
+  rng: np.random.Generator, seed: int, channel: str, *, with_work: bool = False
+) -> tuple[OpGraph, Cluster, np.ndarray]:
+  """Returns a random graph on a random cluster, and a device for each op.
+
+  Args:
+    rng: where they are drawn from.
+    seed: odd ones have two types of devices.
+    channel: the cluster's.
+    with_work: whether the cluster is `costly`.
+  """
+  num_devices = int(rng.integers(1, 5))
+  types = ("CPU", "GPU")[: 1 + seed % 2]
+  graph = random_graph(
+    rng,
+    int(rng.integers(1, 14)),
+    density=rng.choice([0.1, 0.3, 0.6]),
+    device_types=types,
+    max_time=int(rng.choice([1, 3, 20])),
+  )
+  cluster = random_cluster(rng, num_devices, channel=channel, types=types)
+  if with_work:
+    cluster = costly(rng, cluster)
+  return graph, cluster, rng.integers(num_devices, size=graph.num_ops)
+
+
+def excludes(
+  channel: str, transfer: tuple[int, int], other: tuple[int, int]
+) -> bool:
+  """Whether two transfers, (sender, receiver) each, cannot be at once."""
+  if channel == "full_duplex":
+    return transfer[0] == other[0] or transfer[1] == other[1]
+  return channel == "half_duplex" and not set(transfer).isdisjoint(other)
+
+
+def link_between(cluster: Cluster, a: int, b: int) -> Link:
+  """Returns the link that joins two devices."""
+  return cluster.links.get((min(a, b), max(a, b)), cluster.link)

@@ -142,16 +142,11 @@ class Reference:
     begin = now
     for (other, to), (_, end) in self.transfers.items():
       sender = self.device[self.graph.tensor_op[other]]
-      if self.cluster.channel == "full_duplex":
-        in_the_way = sender == source or to == target
-      elif self.cluster.channel == "half_duplex":
-        in_the_way = bool({sender, to} & {source, target})
-      else:
-        in_the_way = False
-      if in_the_way:
+      if contracts.excludes(
+        self.cluster.channel, (sender, to), (source, target)
+      ):
         begin = max(begin, end)
-    ends = (min(source, target), max(source, target))
-    link = self.cluster.links.get(ends, self.cluster.link)
+    link = contracts.link_between(self.cluster, source, target)
     size = int(self.graph.tensor_bytes[tensor])
     end = begin + link.latency_us + size / link.bytes_per_us
     self.transfers[tensor, target] = (begin, end)
@@ -177,21 +172,9 @@ def a_case(seed, channel):
   processors. The order is one that the graph allows, and not its own.
   """
   rng = np.random.default_rng(seed)
-  num_devices = int(rng.integers(1, 5))
-  types = ("CPU", "GPU")[: 1 + seed % 2]
-  graph = contracts.random_graph(
-    rng,
-    int(rng.integers(1, 14)),
-    density=rng.choice([0.1, 0.3, 0.6]),
-    device_types=types,
-    max_time=int(rng.choice([1, 3, 20])),
+  graph, cluster, device = contracts.placed_at_random(
+    rng, seed, channel, with_work=seed % 4 > 1
   )
-  cluster = contracts.random_cluster(
-    rng, num_devices, channel=channel, types=types
-  )
-  if seed % 4 > 1:
-    cluster = contracts.costly(rng, cluster)
-  device = rng.integers(num_devices, size=graph.num_ops)
   return graph, cluster, device, a_linear_extension(rng, graph)
 
 

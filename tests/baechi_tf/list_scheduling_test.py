@@ -112,26 +112,20 @@ class Naive:
   def channel_start(self, sent, source, target, ready):
     """When a tensor can leave, behind all that was booked before."""
     for (_, to), (sender, _, end) in sent.items():
-      if self.cluster.channel == "full_duplex":
-        in_the_way = sender == source or to == target
-      elif self.cluster.channel == "half_duplex":
-        in_the_way = bool({sender, to} & {source, target})
-      else:
-        in_the_way = False
-      if in_the_way:
+      if contracts.excludes(
+        self.cluster.channel, (sender, to), (source, target)
+      ):
         ready = max(ready, end)
     return ready
 
   def duration(self, tensor, source, target):
-    ends = (min(source, target), max(source, target))
-    link = self.cluster.links.get(ends, self.cluster.link)
+    link = contracts.link_between(self.cluster, source, target)
     size = int(self.graph.tensor_bytes[tensor])
     return link.latency_us + size / link.bytes_per_us
 
   def work(self, tensor, source, target):
     """Processor time of sending and of receiving."""
-    ends = (min(source, target), max(source, target))
-    link = self.cluster.links.get(ends, self.cluster.link)
+    link = contracts.link_between(self.cluster, source, target)
     size = int(self.graph.tensor_bytes[tensor])
     return (
       link.send_us + size * link.send_us_per_byte,

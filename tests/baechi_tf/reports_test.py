@@ -72,6 +72,18 @@ def summary_of(graph, cluster, device, **kwargs):
   return summarize(graph, cluster, simulation, bound, model="m", **kwargs)
 
 
+def summary_of_plan(graph, cluster, planned, *, model="m"):
+  return summarize(
+    graph,
+    cluster,
+    planned.simulation,
+    planned.bound,
+    model=model,
+    chosen=planned.chosen,
+    candidates=planned.candidates,
+  )
+
+
 def test_summary_has_the_figures_worked_by_hand():
   summary = summary_of(fork_and_join(), cluster_of(BIG, BIG), [0, 1, 0, 0])
   # Device 0: a 0..2, c 2..12. Device 1: b 5..15; its output is there at 18.
@@ -184,14 +196,8 @@ def test_one_device_is_the_fastest_with_enough_memory():
 def test_report_names_what_matters():
   cluster = cluster_of(BIG, BIG)
   planned = plan(fork_and_join(), cluster)
-  summary = summarize(
-    fork_and_join(),
-    cluster,
-    planned.simulation,
-    planned.bound,
-    model="some/model",
-    chosen=planned.chosen,
-    candidates=planned.candidates,
+  summary = summary_of_plan(
+    fork_and_join(), cluster, planned, model="some/model"
   )
   summary["notes"].append("take note")
   text = report(summary)
@@ -215,14 +221,7 @@ def test_candidates_names_the_tasks_of_devices_that_look_alike():
     )
   )
   planned = plan(fork_and_join(), cluster)
-  summary = summarize(
-    fork_and_join(),
-    cluster,
-    planned.simulation,
-    planned.bound,
-    model="m",
-    candidates=planned.candidates,
-  )
+  summary = summary_of_plan(fork_and_join(), cluster, planned)
   header = candidates(summary).splitlines()[0]
   assert header.endswith("peak 0/CPU:0  peak 1/CPU:0")
 
@@ -247,15 +246,7 @@ def test_report_of_an_infeasible_candidate_says_why():
   cluster = cluster_of(545, 545)
   planned = plan(fork_and_join(), cluster)
   assert any(x.simulation is None for x in planned.candidates)
-  summary = summarize(
-    fork_and_join(),
-    cluster,
-    planned.simulation,
-    planned.bound,
-    model="m",
-    chosen=planned.chosen,
-    candidates=planned.candidates,
-  )
+  summary = summary_of_plan(fork_and_join(), cluster, planned)
   text = report(summary)
   for candidate in planned.candidates:
     if candidate.simulation is None:
@@ -428,15 +419,7 @@ def test_report_directory_is_the_same_every_time(tmp_path):
   written = []
   for name in "ab":
     planned = plan(graph, cluster)
-    summary = summarize(
-      graph,
-      cluster,
-      planned.simulation,
-      planned.bound,
-      model="m",
-      chosen=planned.chosen,
-      candidates=planned.candidates,
-    )
+    summary = summary_of_plan(graph, cluster, planned)
     directory = tmp_path / name
     _write_report(
       directory,

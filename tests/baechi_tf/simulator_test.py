@@ -15,19 +15,7 @@ from tests.contracts import Op
 def a_case(seed, channel):
   """A random graph on a random cluster, placed at random."""
   rng = np.random.default_rng(seed)
-  num_devices = int(rng.integers(1, 5))
-  types = ("CPU", "GPU")[: 1 + seed % 2]
-  graph = contracts.random_graph(
-    rng,
-    int(rng.integers(1, 14)),
-    density=rng.choice([0.1, 0.3, 0.6]),
-    device_types=types,
-    max_time=int(rng.choice([1, 3, 20])),
-  )
-  cluster = contracts.random_cluster(
-    rng, num_devices, channel=channel, types=types
-  )
-  return graph, cluster, rng.integers(num_devices, size=graph.num_ops)
+  return contracts.placed_at_random(rng, seed, channel)
 
 
 @pytest.mark.parametrize("channel", CHANNELS)
