@@ -216,7 +216,7 @@ class Cluster:
 
   @property
   def num_processors(self) -> int:
-    """How many processors run the devices' ops."""
+    """Number of processors that run the devices' ops."""
     return int(self.processor.max()) + 1
 
   def _matrix(self, value) -> np.ndarray:

@@ -31,7 +31,7 @@ _RESOURCE = tf.resource.as_datatype_enum
 
 @dataclasses.dataclass(frozen=True)
 class _Edit:
-  """What changes in a node.
+  """The changes to one node of a graph.
 
   Attributes:
     device: its device; None to leave it.

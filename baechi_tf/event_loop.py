@@ -8,10 +8,10 @@ Ops
   ready once its inputs are on its device, and no earlier than the device's
   `dispatch_us`.
 - A processor that is free starts one of its ready ops. Policy `priority`: the
-  first of them in the given order. `executor`, as TensorFlow does with one
-  thread: of the ops that an op of the processor has made ready, the newest
-  (ties: the last in the given order); if there is none, of those that a
-  tensor's arrival or the step's beginning has, the oldest (ties: the first).
+  first of them in the given order. `executor` is TensorFlow's choice with
+  one thread: the newest of the ops that an op of the processor has made ready
+  (ties: the last in the given order); without any, the oldest of those that a
+  tensor's arrival or the step's beginning has made ready (ties: the first).
   `strict`: the next in the given order and no other; it waits for that one. The
   given order is by default topological, `OpGraph.order`.
 
@@ -58,10 +58,10 @@ _receive_begin = inlined(receive_begin)
 
 @compiled
 def find_transfers(num_devices, device, tensor_op, consumer_offsets, edge_op):
-  """Which tensors go where: sorted by tensor, then by receiving device.
+  """Returns the transfers of a placement, by tensor and then receiving device.
 
-  Returns the tensor and the receiver of each transfer, and for each edge the
-  transfer that serves it (-1: the tensor is there already).
+  Of each transfer its tensor and its receiver; for each edge the transfer that
+  serves it (-1: the tensor is there already).
   """
   num_tensors = len(tensor_op)
   transfer_of = np.full(num_devices, -1, np.int64)
@@ -120,7 +120,7 @@ class Step(NamedTuple):
 
 
 class _Run(NamedTuple):
-  """What has happened so far; P processors."""
+  """The state of a step in progress, on P processors."""
 
   start: np.ndarray  # [n]
   finish: np.ndarray  # [n]

@@ -1,4 +1,4 @@
-"""Which ops of a plan must run in its order for its prediction to come true."""
+"""Finds the ops whose order decides whether a plan's prediction comes true."""
 
 from baechi_tf.cluster import Cluster
 from baechi_tf.op_graph import OpGraph
@@ -17,7 +17,7 @@ def ops_worth_ordering(
   Args:
     graph: the ops and their costs.
     cluster: the devices.
-    simulation: of the plan; it says when ops start and how long a step takes.
+    simulation: the plan's step: when its ops start, and how long it takes.
   """
   times = graph.times_on(cluster.types)
   least_us = simulation.makespan_us * _PART_OF_STEP

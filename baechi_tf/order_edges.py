@@ -59,7 +59,7 @@ def order_edges(
 
   Args:
     graph_def: the graph with its library, as `rewrite_devices` takes it.
-    paths: of each op the call nodes from the main graph down, then the node.
+    paths: each op's call nodes from the main graph down, then its own node.
     device_of: the device of each planned op.
     order: the ops that are to be ordered, those of a device as it runs them; an
       op comes after all that it depends on.

@@ -134,7 +134,7 @@ def plan(
     enforce_order: whether the devices will run their ops in the plan's order;
       else each runs what is ready as TensorFlow's executor does, the placement
       has no order, and the prediction is for that.
-    budget: what `best` may spend on a search from the placers' plans. Ctrl-C
+    budget: the time or placements that the search of `best` may take. Ctrl-C
       ends the search, with the best plan so far.
     progress: called with a line before each stage, and now and then during a
       long one.

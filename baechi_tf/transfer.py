@@ -1,4 +1,4 @@
-"""What a transfer takes: wall time, and time of the processors at both ends.
+"""The costs of a transfer: wall time, and processor time at both ends.
 
 The one arithmetic of simulator, list policies and bounds. A tensor of `b` bytes
 is on its way for `latency_us + b / bytes_per_us`; sending it takes `send_us + b
@@ -73,7 +73,7 @@ def transfer_work(
 
 @inlined
 def transfer_start(channel, send_free, receive_free, ready):
-  """When a tensor that is ready at `ready` can leave.
+  """Returns when a tensor that is ready at `ready` can leave.
 
   `send_free` and `receive_free` are from when the sender's outgoing and the
   receiver's incoming channel are free.
@@ -85,7 +85,7 @@ def transfer_start(channel, send_free, receive_free, ready):
 
 @inlined
 def wall_end(begin, links, source, target, size):
-  """When a tensor of `size` bytes that leaves at `begin` is there."""
+  """Returns when a tensor of `size` bytes that leaves at `begin` is there."""
   return (
     begin
     + links.latency_us[source, target]

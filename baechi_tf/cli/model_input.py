@@ -136,7 +136,7 @@ def add_cost_arguments(
 
   Args:
     parser: the subcommand's.
-    without_either: what the subcommand does without these arguments.
+    without_either: the help's sentence on neither --profile nor --estimate.
   """
   group = parser.add_argument_group(
     "costs (not for cost graphs)", without_either

@@ -184,7 +184,7 @@ def plan_and_summarize(
     cluster: the devices.
     placer: its name, or "best".
     progress: is told what is being done.
-    budget: what "best" may spend on a search.
+    budget: the time or the placements that the search of "best" may take.
 
   Raises:
     InfeasiblePlacementError: no plan was found that fits the memory.

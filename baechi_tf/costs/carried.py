@@ -26,7 +26,7 @@ def carried_over(
   An op that was split before it was measured gets what its parts take.
 
   Args:
-    profile: it is not changed.
+    profile: the op costs by device type; not changed.
     item: the rewritten model, or any other.
   """
   op_types = {node.name: node.op for node in item.graph_def.node}

@@ -62,7 +62,7 @@ class Problem(NamedTuple):
 
 
 class State(NamedTuple):
-  """What has been decided so far."""
+  """The state of a list schedule: all that has been decided."""
 
   device: np.ndarray  # [n], NONE until placed
   is_ready: np.ndarray  # [n], all parents placed, itself not

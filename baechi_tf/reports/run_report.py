@@ -112,7 +112,7 @@ def run_fields(
     run: the processes.
     cluster: the devices.
     measured: the steps.
-    devices: of `measured_devices`.
+    devices: each device's measured figures, from `measured_devices`.
     model: what the user calls it.
     traced_us: how long the step took that `devices` is of.
     prediction: the ops with their costs and the simulated step, if there are

@@ -28,7 +28,7 @@ def replicate_constant(body: Body) -> tuple[Body, int]:
   waits for it, or if a copy's name is taken.
 
   Args:
-    body: it is not changed.
+    body: the nodes to rewrite; not changed.
   """
   copied = _copied(body)
   if not copied:

@@ -30,7 +30,7 @@ def split_pass_through(body: Body) -> tuple[Body, int]:
   outside or in an op's `_class`, or if such a name is taken.
 
   Args:
-    body: it is not changed.
+    body: the nodes to rewrite; not changed.
   """
   parts = _parts(body)
   if not parts:

@@ -1,4 +1,4 @@
-"""What is measured of a model that runs over several processes."""
+"""Measurements of a model that runs over several processes."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -8,7 +8,7 @@ import numpy as np
 
 @dataclasses.dataclass(frozen=True)
 class Usage:
-  """What a process used.
+  """The processor time and memory that a process used.
 
   Attributes:
     cpu_us: processor time.

@@ -37,7 +37,7 @@ _FIRST_PORT = 2222  # of a network that nobody else is in
 
 @dataclasses.dataclass(frozen=True)
 class Host:
-  """Where a process runs.
+  """The place where a process runs.
 
   Attributes:
     address: where the others find it, as host:port.

@@ -26,7 +26,7 @@ def _answers(function):
 
 
 class Worker:
-  """What a process keeps between questions.
+  """The state that a process keeps between questions.
 
   Attributes:
     settings: how TensorFlow is set up, as `setup` was asked.

@@ -58,7 +58,7 @@ def plan_to_run(
 
   Args:
     item: the model.
-    written: of `written_devices`.
+    written: op -> device, as `written_devices` reads them.
     planned: the plan that the model is said to have; None if nothing is said.
     devices: the names of the cluster's devices.
 

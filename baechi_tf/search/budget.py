@@ -1,4 +1,4 @@
-"""What a search may spend: time, or a number of placements."""
+"""The budget of a search: time, or a number of placements."""
 
 import dataclasses
 
@@ -8,7 +8,7 @@ MAX_EVALUATIONS = 10**12
 
 @dataclasses.dataclass(frozen=True)
 class Budget:
-  """What a search may take.
+  """The time or the number of placements that a search may take.
 
   Attributes:
     seconds: of wall time; nothing is searched if it is 0.

@@ -1,4 +1,4 @@
-"""What the search knows of a graph and a cluster, as flat arrays.
+"""A graph and a cluster as the flat arrays that the search works on.
 
 Ops are numbered by their topological rank: neighbours in the graph are then
 neighbours in memory, and ties need no second table. Indices are 32 bits wide

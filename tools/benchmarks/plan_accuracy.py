@@ -28,7 +28,7 @@ TOWERS_SPEEDUP = {BEST: 1.2, SEARCH: 1.6}
 
 @dataclasses.dataclass(frozen=True)
 class Case:
-  """What was predicted of a plan, and what was measured.
+  """One plan's predicted and measured figures.
 
   Attributes:
     model: the model's name.

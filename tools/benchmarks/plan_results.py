@@ -14,7 +14,7 @@ from tools.json_file import write_json
 
 @dataclasses.dataclass
 class Results:
-  """What has been measured so far.
+  """The measurements so far.
 
   Attributes:
     machine: the processor, its cores, and TensorFlow's version.

@@ -80,7 +80,7 @@ class Placed:
 
 @dataclasses.dataclass(frozen=True)
 class Rounds:
-  """How much is measured.
+  """The amount of measuring: rounds, steps and seconds.
 
   Attributes:
     num_rounds: how often each model of a group has its turn.
