@@ -36,7 +36,7 @@ def main(argv: list[str]) -> None:
   """Flattens the model that the arguments name."""
   if len(argv) != 3:
     raise app.UsageError("two arguments: the model, and the file to write")
-  item = read_item(argv[1], signature=flags.FLAGS.signature)
+  item = read_item(argv[1], signature=flags.FLAGS.signature, rewrite=False)
   write_flat_graph(item, argv[2])
   print(
     f"{argv[2]}: {len(item.op_names):,} ops, {os.path.getsize(argv[2]):,}"
