@@ -4,6 +4,14 @@ import socket
 
 ANSWER_S = 5.0  # for a host to answer
 
+# HTTP/2, which gRPC speaks (RFC 9113): a client opens with a preface and a
+# SETTINGS frame, here without settings; a server's first frame is SETTINGS.
+_SETTINGS = 4
+_OPENING = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes(
+  [0, 0, 0, _SETTINGS, 0, 0, 0, 0, 0]
+)
+_TYPE_AT = 3  # in a frame, after its length
+
 
 def split_address(address: str) -> tuple[str, int]:
   """Returns the host and the port of "address:port".
@@ -20,10 +28,15 @@ def split_address(address: str) -> tuple[str, int]:
 
 
 def check_answer(address: str) -> None:
-  """Connects to an address, and leaves at once.
+  """Asks for a gRPC server, such as TensorFlow's, at an address.
 
   Raises:
-    OSError: nothing answers there within `ANSWER_S`.
-    ValueError: as `split_address`.
+    OSError: nothing answers there within `ANSWER_S`, or something else does.
+    ValueError: the address does not parse.
   """
-  socket.create_connection(split_address(address), ANSWER_S).close()
+  with socket.create_connection(split_address(address), ANSWER_S) as connection:
+    connection.sendall(_OPENING)
+    with connection.makefile("rb") as answer:
+      frame = answer.read(_TYPE_AT + 1)
+  if frame[_TYPE_AT:] != bytes([_SETTINGS]):
+    raise ConnectionError("what listens there is no TensorFlow server")

@@ -1,7 +1,9 @@
 """Checks where output is to go, before the work and when it is published."""
 
+import contextlib
 import dataclasses
 import os
+import tempfile
 from collections.abc import Callable
 
 
@@ -37,8 +39,15 @@ class OutputPath:
       raise ValueError(
         f"cannot write {self.path}: there is no directory {parent}"
       )
-    if not os.access(parent, os.W_OK):
-      raise ValueError(f"cannot write {self.path}: {parent} is not writable")
+    try:
+      with contextlib.suppress(FileNotFoundError):
+        os.lstat(self.path)  # its name may be too long
+      # Nobody, root either, can write to some file systems.
+      tempfile.TemporaryFile(dir=parent).close()
+    except OSError as error:
+      raise ValueError(
+        f"cannot write {self.path}: {error.strerror or error}"
+      ) from None
     if os.path.lexists(self.path):
       self.check_replaced(self.path)
 

@@ -101,8 +101,9 @@ def add_parser(subparsers) -> None:
     metavar="ADDRESS:PORT",
     action="append",
     default=[],
-    help="a host for each process, in the order of the cluster's devices, the"
-    " same everywhere; the first is this one",
+    help="the address of one process; give it once for each process that the"
+    " device names mention, in their order and the same on every host. The"
+    " first runs the steps, and each of the others --serve",
   )
   group.add_argument(
     "--task",
@@ -173,6 +174,8 @@ def run(args: argparse.Namespace) -> None:
       prediction=None if graph is None else (graph, simulation),
     )
     fields["notes"] += notes
+    note = None if args.host else start.core_note(len(running.tasks))
+    fields["notes"] += [note] if note else []
     if args.trace:
       lines = run_trace_lines(
         cluster, trace, executed, None if graph is None else (graph, simulation)

@@ -128,6 +128,7 @@ def run_fields(
   return {
     "model": model,
     "num_steps": len(measured.times_us),
+    "num_processes": len(run.tasks),
     "predicted_step_us": makespan_us,
     "measured_step_us": median_us,
     "least_step_us": measured.least_us,
@@ -162,9 +163,7 @@ def run_text(fields: Fields) -> str:
   fields = printable(fields)
   lines = [
     f"{fields['model']}: {fields['num_steps']} steps on"
-    f" {len(fields['devices'])} devices in {len(fields['processes'])}"
-    f" {'process' if len(fields['processes']) == 1 else 'processes'} of this"
-    " machine",
+    f" {len(fields['devices'])} devices in {_processes(fields)}",
     "",
     f"measured step   {duration(fields['measured_step_us']):>11}  the median;"
     f" the fastest {duration(fields['least_step_us'])}",
@@ -198,6 +197,14 @@ def run_text(fields: Fields) -> str:
   notes = [f"note: {x}" for x in fields["notes"]]
   parts = [*lines, "", devices.rstrip("\n"), traced, "", processes, *notes]
   return "\n".join(parts).rstrip("\n")
+
+
+def _processes(fields: Fields) -> str:
+  """Returns how many processes ran, and where."""
+  count, here = fields["num_processes"], len(fields["processes"])
+  if here < count:
+    return f"{count} processes, {here} of them on this machine"
+  return f"{count} {'process' if count == 1 else 'processes'} of this machine"
 
 
 def _device_rows(devices: Sequence[Fields]):

@@ -8,24 +8,30 @@ new group is made within this process' own, so that its limits hold too.
 import contextlib
 import errno
 import os
+import re
 import time
 from collections.abc import Iterator
 
 _ROOT = "/sys/fs/cgroup/memory"
 _REMOVAL_S = 2.0
+_NAME = re.compile(r"baechi-(\d+)-\d+")  # the id of the process that made it
 
 
 @contextlib.contextmanager
-def memory_group(name: str) -> Iterator[str]:
+def memory_group(index: int) -> Iterator[str]:
   """Yields the directory of a new group; removes it, when it is empty.
 
+  Groups that a killed process has left are removed too.
+
   Args:
-    name: of the group, which no other has.
+    index: which of this process' groups it is.
 
   Raises:
     OSError: this system, or this user's rights, do not allow it.
   """
-  path = os.path.join(_own_group(), name)
+  parent = _own_group()
+  _remove_abandoned(parent)
+  path = os.path.join(parent, f"baechi-{os.getpid()}-{index}")
   os.mkdir(path)
   try:
     _write(path, "memory.swappiness", 0)
@@ -61,6 +67,14 @@ def was_exceeded(path: str) -> bool:
   with open(os.path.join(path, "memory.oom_control"), encoding="ascii") as file:
     counts = dict(line.split() for line in file)
   return int(counts.get("oom_kill", 0)) > 0
+
+
+def _remove_abandoned(parent: str) -> None:
+  for name in os.listdir(parent):
+    made = _NAME.fullmatch(name)
+    if made and not os.path.exists(f"/proc/{made[1]}"):
+      with contextlib.suppress(OSError):  # a process is still in it
+        os.rmdir(os.path.join(parent, name))
 
 
 def _own_group() -> str:

@@ -250,6 +250,19 @@ def local_hosts(count: int, private: bool = True) -> list[Host]:
   ]
 
 
+def core_note(num_processes: int) -> str | None:
+  """Returns a warning if processes of this machine must share its cores."""
+  num_cores = len(os.sched_getaffinity(0))
+  if num_processes <= num_cores:
+    return None
+  return (
+    f"{num_processes} processes share {num_cores}"
+    f" {'core' if num_cores == 1 else 'cores'}: the step takes longer than on"
+    " cores of their own; plan with the same `processor` for the devices that"
+    " share one, or run on more hosts"
+  )
+
+
 def _share(cores: Sequence[int], i: int, count: int) -> tuple[int, ...]:
   """Returns the cores of process `i`: equal parts, or one that it shares."""
   if len(cores) < count:
@@ -268,9 +281,8 @@ def _free_ports(count: int) -> list[int]:
 
 def _groups(stack: contextlib.ExitStack, count: int) -> Iterator[str]:
   for i in range(count):
-    name = f"baechi-{os.getpid()}-{i}"
     try:
-      yield stack.enter_context(memory_limit.memory_group(name))
+      yield stack.enter_context(memory_limit.memory_group(i))
     except OSError as error:
       raise PermissionError(
         f"this system allows no memory limit for a process ({error}); run"
@@ -310,6 +322,7 @@ def _set_up(child, task, host, network, inter_op: int) -> int:
   child.tell(
     {
       "ask": "setup",
+      "directory": os.path.dirname(child.log),
       "cores": host.cores,
       "network": network,
       "num_cpus": task.num_cpus,

@@ -8,6 +8,7 @@ import json
 import os
 import queue
 import resource
+import shutil
 import sys
 import threading
 import time
@@ -42,7 +43,11 @@ class Worker:
 
 @_answers
 def setup(worker: Worker, settings: Mapping[str, Any]) -> dict[str, Any]:
-  """Pins this process and moves it to its network, before it has threads."""
+  """Pins this process and moves it to its network, before it has threads.
+
+  The settings' `directory` is the run's, which this process removes if the one
+  that asks is killed.
+  """
   worker.settings = settings
   if settings["cores"]:
     os.sched_setaffinity(0, settings["cores"])
@@ -180,10 +185,14 @@ def _cluster_spec(cluster: Mapping[str, Mapping[str, str]]):
   )
 
 
-def _read_questions(questions: queue.SimpleQueue) -> None:
-  """Passes questions on; ends this process when nobody can ask any more."""
+def _read_questions(questions: queue.SimpleQueue, directory: str) -> None:
+  """Passes questions on; ends this process when nobody can ask any more.
+
+  Whoever asked was killed then, and left the run's directory behind.
+  """
   for line in sys.stdin.buffer:
     questions.put(json.loads(line))
+  shutil.rmtree(directory, ignore_errors=True)
   os._exit(1)
 
 
@@ -208,7 +217,9 @@ def main() -> None:
     print(json.dumps(reply), file=output, flush=True)
     if is_first:  # threads only after `setup`
       threading.Thread(
-        target=_read_questions, args=(questions,), daemon=True
+        target=_read_questions,
+        args=(questions, worker.settings["directory"]),
+        daemon=True,
       ).start()
       is_first = False
     question = questions.get()

@@ -1,4 +1,8 @@
-"""The parts of a run that need no processes."""
+"""The parts of a run that need no TensorFlow."""
+
+import os
+import socket
+import threading
 
 import numpy as np
 import pytest
@@ -7,10 +11,15 @@ from baechi_tf.cluster import Cluster
 from baechi_tf.cluster import Device
 from baechi_tf.cluster import Link
 from baechi_tf.op_graph import OpGraph
+from baechi_tf.output_path import file_output
+from baechi_tf.runner import child
+from baechi_tf.runner import memory_limit
+from baechi_tf.runner import worker
 from baechi_tf.runner.correction import corrected_links
 from baechi_tf.runner.correction import corrected_ops
 from baechi_tf.runner.start import check_hosts
 from baechi_tf.runner.start import check_server
+from baechi_tf.runner.start import core_note
 from baechi_tf.runner.tasks import cluster_spec
 from baechi_tf.runner.tasks import needs_servers
 from baechi_tf.runner.tasks import tasks_of
@@ -76,6 +85,67 @@ def test_check_hosts_names_the_one_that_does_not_answer():
     check_hosts(tasks, ["localhost:1", "localhost"])
   with pytest.raises(ValueError, match=r"task:1: no server .* localhost:1 .*5"):
     check_hosts(tasks, ["localhost:2", "localhost:1"])
+
+
+def test_check_hosts_names_the_one_that_is_no_tensorflow_server():
+  def answer(listener):
+    connection, _ = listener.accept()
+    with connection:
+      connection.recv(100)
+      connection.sendall(b"HTTP/1.1 400 Bad Request\r\n\r\n")
+
+  tasks = tasks_of([_WORKER.format(i, 0) for i in range(2)])
+  with socket.create_server(("localhost", 0)) as listener:
+    thread = threading.Thread(target=answer, args=(listener,))
+    thread.start()
+    address = f"localhost:{listener.getsockname()[1]}"
+    with pytest.raises(ValueError, match=r"task:1: .* is no TensorFlow server"):
+      check_hosts(tasks, ["localhost:1", address])
+    thread.join()
+
+
+def test_core_note_warns_of_more_processes_than_cores(monkeypatch):
+  monkeypatch.setattr(os, "sched_getaffinity", lambda pid: {0, 1})
+  assert core_note(2) is None
+  assert core_note(3).startswith("3 processes share 2 cores: ")
+
+
+def test_process_removes_the_directory_of_a_run_that_was_killed(tmp_path):
+  directory = tmp_path / "run"
+  directory.mkdir()
+  log = str(directory / "log")
+  process = child.start("a", log, module=worker.__name__)
+  process.tell(
+    {"ask": "setup", "directory": str(directory), "cores": [], "network": None}
+  )
+  assert child.answer(process, [process], 30)["pid"] == process.process.pid
+  (directory / "model.npz").write_bytes(b"inputs")
+  process.process.stdin.close()
+  assert process.process.wait(30) == 1
+  assert not directory.exists()
+  process.process.stdout.close()
+
+
+def test_memory_groups_of_killed_processes_are_removed(tmp_path, monkeypatch):
+  gone = 1 << 22  # beyond the largest process id of Linux
+  for name in (f"baechi-{gone}-0", f"baechi-{os.getppid()}-0", "other-1-0"):
+    (tmp_path / name).mkdir()
+  monkeypatch.setattr(memory_limit, "_own_group", lambda: str(tmp_path))
+  monkeypatch.setattr(memory_limit, "_write", lambda path, key, value: None)
+  with memory_limit.memory_group(3) as path:
+    assert sorted(os.listdir(tmp_path)) == sorted(
+      [os.path.basename(path), f"baechi-{os.getppid()}-0", "other-1-0"]
+    )
+  assert not os.path.exists(path)
+
+
+@pytest.mark.parametrize(
+  ("path", "match"),
+  [("/proc/trace.json", "cannot write /proc"), ("/tmp/" + "x" * 300, "long")],
+)
+def test_output_that_cannot_be_written_is_refused_before_the_work(path, match):
+  with pytest.raises(ValueError, match=match):
+    file_output(path, overwrite=False).check(apart_from=())
 
 
 @pytest.mark.parametrize(
