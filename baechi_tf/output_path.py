@@ -46,7 +46,8 @@ class OutputPath:
       tempfile.TemporaryFile(dir=parent).close()
     except OSError as error:
       raise ValueError(
-        f"cannot write {self.path}: {error.strerror or error}"
+        f"cannot write {self.path}: {parent} takes no such file"
+        f" ({error.strerror})"
       ) from None
     if os.path.lexists(self.path):
       self.check_replaced(self.path)

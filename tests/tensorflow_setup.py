@@ -6,6 +6,7 @@ needs TensorFlow imports it from here:
     from tests.tensorflow_setup import tf
 """
 
+import gc
 import os
 import subprocess
 import sys
@@ -13,10 +14,16 @@ import sys
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 os.environ.setdefault("CUDA_VISIBLE_DEVICES", "-1")
 
+# A million objects that stay: nothing to collect while they are made, nor to
+# look through ever after.
+gc.disable()
 import tensorflow as tf  # noqa: E402  the variables above come first
 
 # Checked with TensorFlow 2.21: where the ops of a function really ran.
 from tensorflow.python.eager import context  # noqa: E402
+
+gc.freeze()
+gc.enable()
 
 NUM_DEVICES = 4
 DEVICES = tuple(

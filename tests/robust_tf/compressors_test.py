@@ -1,6 +1,7 @@
 """What every compressor does: the table, dtypes, graphs, XLA, bytes."""
 
 import dataclasses
+import itertools
 import re
 
 import numpy as np
@@ -105,8 +106,22 @@ def test_compress_in_a_graph_is_that_outside(case, size):
     np.testing.assert_allclose(result, expected, rtol=1e-13)
 
 
-@every_case
-@every_dtype
+# XLA compiles each anew: every case of one dtype, and one case of each kind of
+# another.
+FAST = {
+  *((case, "float32") for case in cases.CASES),
+  *({type(case): (case, "bfloat16") for case in cases.CASES}.values()),
+}
+
+
+@pytest.mark.parametrize(
+  "case, dtype",
+  [
+    pytest.param(*x, marks=() if x in FAST else pytest.mark.slow)
+    for x in itertools.product(cases.CASES, cases.DTYPES)
+  ],
+  ids=str,
+)
 def test_compress_under_xla_is_that_outside(case, dtype):
   vector = tf.cast(cases.vector("normal", 1001), dtype)
   run = tf.function(case.compress, jit_compile=True)

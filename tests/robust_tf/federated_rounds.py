@@ -20,7 +20,7 @@ from tests.robust_tf import federated_replay as replay
 
 DEVICES_PER_ROUND = 4
 LOST = 3  # the exit code when a parameter server is
-SERVER_TIMEOUT_S = 30
+SERVER_TIMEOUT_S = 15
 
 
 def device_tasks() -> federated.DeviceTasks:

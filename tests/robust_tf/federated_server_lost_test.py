@@ -70,7 +70,7 @@ def uninterrupted(versions):
   ("loss", "told"),
   [
     ("kill", "parameter server 0 cannot be reached any more"),
-    ("stop", "a parameter server has not answered for 30 s"),
+    ("stop", "a parameter server has not answered for 15 s"),
   ],
 )
 def test_run_goes_on_in_a_new_process_as_if_nothing_had_happened(

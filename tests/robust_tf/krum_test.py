@@ -9,6 +9,7 @@ from robust_tf.aggregators import multi_krum
 from robust_tf.aggregators import multi_krum_weights
 from tests.robust_tf import oracles
 from tests.tensorflow_setup import tf
+from tests.tiers import tiers
 
 
 def column(*values):
@@ -55,7 +56,7 @@ def test_weights_of_equal_scores_go_to_the_first():
   )
 
 
-@pytest.mark.parametrize("seed", range(20))
+@pytest.mark.parametrize("seed", tiers(range(20), range(8)))
 def test_selection_equals_the_definition(seed):
   rng = np.random.default_rng(seed)
   n = int(rng.integers(5, 16))

@@ -1,20 +1,15 @@
 """Three real processes train, and one of them lies."""
 
-import os
-import pathlib
-import sys
-
 import numpy as np
 import pytest
 
 from tests.robust_tf import multi_worker_problem as problem
 from tests.robust_tf import oracles
-from tests.robust_tf.server_network import server_network
-from tools import local_cluster
+from tests.robust_tf.server_network import run_in_processes
+from tests.tiers import selected
 
-pytestmark = [pytest.mark.slow, pytest.mark.process]
+pytestmark = pytest.mark.slow
 
-ROOT = pathlib.Path(__file__).parents[2]
 SCRIPT = "tests.robust_tf.multi_worker_training"
 ORACLES = {
   "mean": oracles.mean,
@@ -24,35 +19,30 @@ ORACLES = {
   "krum": lambda v: oracles.krum(v, num_byzantine=0),
   "of_a_user": oracles.median,
 }
-ROBUST = sorted(set(ORACLES) - {"mean"})
+PROCESS = ("mean", "median", "krum", "of_a_user", "attack", "keras")
+
+
+def rules(*names):
+  """Returns test parameters, of which `make test` runs those of `PROCESS`."""
+  return [
+    pytest.param(x, marks=pytest.mark.process if x in PROCESS else ())
+    for x in names
+  ]
 
 
 @pytest.fixture(scope="module")
-def results(tmp_path_factory):
+def results(tmp_path_factory, request):
   """What each process saw of each run: results(name)[worker][array]."""
   directory = tmp_path_factory.mktemp("multi_worker")
-  environment = {
-    **os.environ,
-    "CUDA_VISIBLE_DEVICES": "-1",
-    "PYTHONPATH": str(ROOT),
-    "TF_CPP_MIN_LOG_LEVEL": "2",
-  }
-  with server_network() as prefix:
-    outcome = local_cluster.run(
-      [*prefix, sys.executable, "-m", SCRIPT, str(directory), *ORACLES],
-      problem.NUM_WORKERS,
-      log_directory=str(directory / "logs"),
-      timeout_s=600,
-      environment=environment,
-    )
-  assert outcome.exit_code == 0, outcome.tail(outcome.failed or 0)
+  names = {"mean", "median", *selected(request, "rule")} & set(ORACLES)
+  run_in_processes(SCRIPT, problem.NUM_WORKERS, directory, *sorted(names))
   return lambda name: [
     np.load(directory / f"{name}_{worker}.npz")
     for worker in range(problem.NUM_WORKERS)
   ]
 
 
-@pytest.mark.parametrize("rule", ORACLES)
+@pytest.mark.parametrize("rule", rules(*ORACLES))
 def test_every_step_equals_the_replay(rule, results):
   replayed = problem.replay(ORACLES[rule])
   for seen in results(rule):
@@ -62,24 +52,26 @@ def test_every_step_equals_the_replay(rule, results):
     )
 
 
-@pytest.mark.parametrize("rule", [*ORACLES, "attack", "keras"])
+@pytest.mark.parametrize("rule", rules(*ORACLES, "attack", "keras"))
 def test_all_processes_have_the_same_variables(rule, results):
   first, *others = [seen["variables"] for seen in results(rule)]
   for other in others:
     np.testing.assert_array_equal(first, other)
 
 
-@pytest.mark.parametrize("rule", ROBUST)
+@pytest.mark.parametrize("rule", rules(*sorted(set(ORACLES) - {"mean"})))
 def test_robust_rule_trains(rule, results):
   variables = results(rule)[0]["variables"][-1]
   assert problem.accuracy(problem.unflatten(variables)) > 0.85
 
 
+@pytest.mark.process
 def test_mean_breaks(results):
   variables = results("mean")[0]["variables"][-1]
   assert problem.accuracy(problem.unflatten(variables)) < 0.3
 
 
+@pytest.mark.process
 def test_attack_equals_a_process_that_lies(results):
   np.testing.assert_allclose(
     results("attack")[0]["variables"],
@@ -88,6 +80,7 @@ def test_attack_equals_a_process_that_lies(results):
   )
 
 
+@pytest.mark.process
 def test_evaluate_and_predict_see_all_data_in_order(results):
   points, labels = problem.draw(2, 96)
   for seen in results("keras"):

@@ -33,6 +33,7 @@ COMMAND = (
   "from robust_tf.training.main import run; run()",
 )
 TIMEOUT_S = 300
+STEPS = 160  # long enough to kill a process after the checkpoint at step 50
 SLSGD = (
   "--algorithm=slsgd",
   "--workers=12",
@@ -45,7 +46,7 @@ SLSGD = (
   "--attack=sign_flip",
   "--byzantine=2,7",
   "--evaluate_every=10",
-  "--steps=400",
+  f"--steps={STEPS}",
 )
 LISTENING = local_cluster_flags()
 CLUSTER = (
@@ -223,7 +224,7 @@ def test_run_whose_process_was_killed_ends_as_one_that_was_left_alone(
   accepted = [
     x["serial"] for x in map(json.loads, events) if x["kind"] == "accepted"
   ]
-  assert len(accepted) == len(set(accepted)) == 400 * 6  # each once
+  assert len(accepted) == len(set(accepted)) == STEPS * 6  # each once
 
 
 @pytest.mark.process
