@@ -7,6 +7,7 @@ used: planning a cost graph needs no TensorFlow, and does not wait for it.
 import importlib
 
 _PUBLIC = {
+  "Budget": "search.budget",
   "Cluster": "cluster",
   "Device": "cluster",
   "DeviceType": "cluster",
@@ -15,14 +16,13 @@ _PUBLIC = {
   "Link": "cluster",
   "OpGraph": "op_graph",
   "Placement": "placement",
-  "PlacementPass": "placement_pass",
   "Plan": "planner",
   "Simulation": "simulator",
   "item_from_function": "python_item",
   "item_from_keras": "python_item",
   "load": "saved_model",
   "lower_bound": "bounds",
-  "place": "placement_pass",
+  "place": "pipeline",
   "plan": "planner",
   "read_cluster": "cluster",
   "read_cost_graph": "cost_graph",

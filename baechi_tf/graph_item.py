@@ -112,10 +112,19 @@ def read_item(
 
   Raises:
     ValueError: the file is none of these or is damaged, or has no such
-      signature or fetch; the message names the file and what it has.
+      signature or fetch; the message names the file and what it has. Or both a
+      signature and fetches are given, or tags for a graph file.
     OSError: the file cannot be read.
   """
   path = os.fspath(path)
+  if signature is not None and fetches:
+    raise ValueError(
+      "signature= is of no use with fetches=: either says what the step is"
+    )
+  if tags is not None and os.path.isfile(path):
+    raise ValueError(
+      f"tags= is of no use with {path}: only SavedModels have several graphs"
+    )
   try:
     if os.path.isdir(path):
       meta_graph = choose_meta_graph(read_saved_model(path), tags)
@@ -147,7 +156,7 @@ def _read_step(meta_graph, source, initializer, signature, fetches, rewrite):
       raise ValueError("the signature returns nothing to run for")
   else:
     raise ValueError(
-      "the graph has no signature: name the tensors of the step with --fetch;"
+      "the graph has no signature: name the tensors of the step with fetches=;"
       f" nothing consumes {quoted(sinks(original))}"
     )
   if not rewrite:

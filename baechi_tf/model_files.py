@@ -59,8 +59,8 @@ def _check_link(path, relative, real, above, follow_links) -> None:
     raise ValueError(f"{path} is a link that leads nowhere; remove it")
   if not _is_in(real, above[0]) and not follow_links:
     raise ValueError(
-      f"{relative} is a link out of the model, to {real}; give --follow-links"
-      " to copy what such links lead to"
+      f"{relative} is a link out of the model, to {real}; give"
+      " follow_links=True to copy what such links lead to"
     )
   if any(_is_in(directory, real) for directory in above):
     raise ValueError(f"{path} is a link to a directory that it is in")

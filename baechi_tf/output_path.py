@@ -63,12 +63,13 @@ class OutputPath:
     """
     if not self.overwrite:
       raise ValueError(
-        f"{self.path} exists; give --overwrite to replace it, or another path"
+        f"{self.path} exists; give overwrite=True to replace it, or another"
+        " path"
       )
     if not self.is_ours(there):
       raise ValueError(
-        f"{self.path} is not {self.kind}, so --overwrite does not replace it;"
-        " remove it yourself or choose another path"
+        f"{self.path} is not {self.kind}, so overwrite=True does not replace"
+        " it; remove it yourself or choose another path"
       )
 
 
@@ -80,6 +81,28 @@ def file_output(path: str, overwrite: bool) -> OutputPath:
 def saved_model_output(path: str, overwrite: bool) -> OutputPath:
   """Returns the path of a SavedModel to write."""
   return OutputPath(path, overwrite, _is_saved_model, "a SavedModel")
+
+
+def placed_output(model: str, path: str, overwrite: bool) -> OutputPath:
+  """Returns the path of a placed model to write, of the kind of the model.
+
+  Args:
+    model: a SavedModel's directory, or a graph file.
+    path: a directory for a SavedModel, for a graph file a name that ends in
+      ".pb" or ".pbtxt".
+    overwrite: whether what is at the path may be replaced.
+
+  Raises:
+    ValueError: the name is not one for a graph file.
+  """
+  if os.path.isdir(model):
+    return saved_model_output(path, overwrite)
+  if os.path.isfile(model) and not path.endswith((".pb", ".pbtxt")):
+    raise ValueError(
+      f"the placed graph of {model} needs a name that ends in .pb or .pbtxt,"
+      f" not {path}"
+    )
+  return file_output(path, overwrite)
 
 
 def _is_saved_model(path: str) -> bool:

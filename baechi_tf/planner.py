@@ -84,7 +84,8 @@ class Plan:
     chosen: the candidate that it comes from.
     bound: no placement is faster than this.
     candidates: everything that was tried, in a fixed order.
-    ops_worth_ordering: names of the ops whose order counts, as they start.
+    ordered_ops: names of the ops that control edges are to keep in order, as
+      they start; none where devices run what is ready.
     num_coarse_ops: what the placers had to place, by `coplacement`.
     notes: what a reader of the plan should know of how it was made.
     timings_s: seconds spent per stage.
@@ -94,7 +95,7 @@ class Plan:
   chosen: Candidate
   bound: LowerBound
   candidates: tuple[Candidate, ...]
-  ops_worth_ordering: tuple[str, ...]
+  ordered_ops: tuple[str, ...]
   num_coarse_ops: dict[str, int]
   notes: tuple[str, ...]
   timings_s: dict[str, float]
@@ -143,10 +144,10 @@ def plan(
     InfeasiblePlacementError: no plan was found that fits the memory.
     LinearProgramError: `placer` is "m_sct" and its linear program failed;
       "best" leaves m_sct out then, with a note.
-    ValueError: the placer is unknown, or the graph has no times for a device's
-      type.
+    ValueError: the placer is unknown or does not search within the budget, or
+      the graph has no times for a device's type.
   """
-  check_placer(placer)
+  check_placer(placer, budget)
   policy = "priority" if enforce_order else "executor"
   clock = _Clock(progress)
   with clock.stage("bounds"):
@@ -205,22 +206,29 @@ def plan(
     chosen=chosen,
     bound=bound,
     candidates=tuple(candidates),
-    ops_worth_ordering=ops_worth_ordering(graph, cluster, chosen.simulation),
+    ordered_ops=ops_worth_ordering(graph, cluster, chosen.simulation)
+    if enforce_order
+    else (),
     num_coarse_ops=num_coarse_ops,
     notes=tuple(notes),
     timings_s=clock.seconds,
   )
 
 
-def check_placer(name: str) -> None:
-  """Checks that there is such a placer.
+def check_placer(name: str, budget: Budget = NO_SEARCH) -> None:
+  """Checks that there is such a placer, and that it uses the budget.
 
   Raises:
-    ValueError: there is not; the message lists those that there are.
+    ValueError: the placer is not there, and the message lists those that are;
+      or it does not search, and the budget is not empty.
   """
   if name != BEST and name not in PLACERS:
     raise ValueError(
       f"unknown placer {name!r}; choose from {', '.join([BEST, *PLACERS])}"
+    )
+  if name != BEST and not budget.is_empty:
+    raise ValueError(
+      f"budget= is of no use with placer {name!r}: only {BEST!r} searches"
     )
 
 

@@ -64,7 +64,7 @@ def choose_signature(names: Sequence[str], signature: str | None) -> str:
   if default in names:
     return default
   raise ValueError(
-    f"choose one of the signatures {quoted(names)} with --signature"
+    f"choose one of the signatures {quoted(names)} with signature="
   )
 
 

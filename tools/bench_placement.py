@@ -26,12 +26,10 @@ from baechi_tf.cluster import Cluster
 from baechi_tf.cluster import read_cluster
 from baechi_tf.coarsening.coplacement import coplacement_groups
 from baechi_tf.coarsening.fusion import fuse
-from baechi_tf.costs.analytical import estimate_missing
-from baechi_tf.costs.profile import complete
-from baechi_tf.costs.profile import read_profile
-from baechi_tf.graph_import import op_graph_from_item
+from baechi_tf.costed_model import CostSource
 from baechi_tf.graph_item import read_item
 from baechi_tf.op_graph import OpGraph
+from baechi_tf.pipeline import cost_item
 from baechi_tf.placers.favorite_child import favorite_children
 from baechi_tf.planner import plan
 from tools import benchmark_models
@@ -61,10 +59,18 @@ class Timings:
 
 
 class _Stopwatch:
-  """Keeps the seconds of named calls."""
+  """Keeps the seconds of named calls, and of the stages that they name."""
 
   def __init__(self):
     self.seconds = {}
+    self._stage, self._begin = "", 0.0
+
+  def __call__(self, stage):
+    """Begins a stage, and ends the one before: a `progress` of a call."""
+    now = time.perf_counter()
+    if self._stage:
+      self.seconds[self._stage] = now - self._begin
+    self._stage, self._begin = stage, now
 
   def time(self, stage, function, *args, **kwargs):
     begin = time.perf_counter()
@@ -86,12 +92,9 @@ def time_stages(
   """
   watch = _Stopwatch()
   item = watch.time("reading", read_item, path, signature="train")
-  estimates, _ = watch.time("estimating", estimate_missing, item, cluster, {})
-  profile = read_profile(profile_path) if profile_path else {}
-  profile, _ = complete(profile, item, cluster.types, estimates)
-  graph = watch.time(
-    "importing", op_graph_from_item, item, profile, cluster.types
-  )
+  source = CostSource(profile=profile_path, estimate=profile_path is None)
+  graph = cost_item(item, cluster, source, watch).graph
+  watch("")
   coarse = fuse(graph, coplacement_groups(graph)).graph
   watch.time("favourite children", favorite_children, coarse, cluster)
   result = watch.time("planning", plan, graph, cluster)

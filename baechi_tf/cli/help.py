@@ -33,7 +33,7 @@ def add_subparser(
     formatter_class=HelpFormatter,
     allow_abbrev=False,
   )
-  parser.set_defaults(run=run)
+  parser.set_defaults(run=run, command=name)
   return parser
 
 

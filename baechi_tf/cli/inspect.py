@@ -57,7 +57,6 @@ def run(args: argparse.Namespace) -> None:
   """Runs the subcommand."""
   with Progress() as progress:
     if model_input.is_cost_graph(args.model):
-      model_input.check_no_tensorflow_arguments(args)
       progress("reading the cost graph")
       graph = read_cost_graph(args.model)
       fields = {**_graph_fields(args.model, graph), **_time_fields(graph)}
@@ -128,7 +127,7 @@ def _model_fields(args: argparse.Namespace, progress) -> Fields:
 
 def _shapes(args, item) -> dict[str, tuple[int, ...]]:
   """Every input's shape, its unknown dimensions made up."""
-  known = model_input.input_shapes(args)
+  known = dict(args.input_shape)
   first = args.batch_size or 1
   return {
     feed.name: known.get(

@@ -16,6 +16,7 @@ from typing import NoReturn
 from absl import flags
 from absl.flags import argparse_flags
 
+from baechi_tf.cli.flag_names import with_flags
 from baechi_tf.cli.help import HelpFormatter
 from baechi_tf.placement import InfeasiblePlacementError
 from baechi_tf.printable import printable
@@ -47,6 +48,9 @@ def main(argv: Sequence[str]) -> int:
   os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
   try:
     args = _parser().parse_args(argv)
+    from baechi_tf.cli.flag_rules import check_flags  # slow, see `_parser`
+
+    check_flags(args)
     args.run(args)
     sys.stdout.flush()
   except InfeasiblePlacementError as error:
@@ -124,7 +128,7 @@ class _Version(argparse.Action):
 
 
 def _complain(error: Exception | str, code: int) -> int:
-  message = str(error)
+  message = with_flags(str(error))
   if isinstance(error, OSError) and error.strerror:
     named = "" if error.filename is None else f"{error.filename}: "
     message = f"{named}{error.strerror}"

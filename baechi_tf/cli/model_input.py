@@ -3,48 +3,19 @@
 import argparse
 import dataclasses
 import os
-from collections.abc import Mapping
-from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-import numpy as np
-
 from baechi_tf.cli.help import path
-from baechi_tf.cli.measurement import measure_here
 from baechi_tf.cli.progress import Progress
 from baechi_tf.cli.tensorflow_import import load_tensorflow
 from baechi_tf.cluster import Cluster
 from baechi_tf.cluster import read_cluster
 from baechi_tf.cost_graph import read_cost_graph
-from baechi_tf.op_graph import OpGraph
+from baechi_tf.costed_model import CostedModel
+from baechi_tf.costed_model import CostSource
 
-if TYPE_CHECKING:  # they import TensorFlow
-  from baechi_tf.costs.profile import Coverage
+if TYPE_CHECKING:  # it imports TensorFlow
   from baechi_tf.graph_item import GraphItem
-
-# What `costs.measured` can measure here. A "GPU" of which the cluster file says
-# what it is need not be here.
-_CPU = "CPU"
-_GPU = "GPU"
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class ModelInput:
-  """A model with its costs.
-
-  Attributes:
-    graph: what is planned.
-    item: the TensorFlow model, None for a cost graph.
-    coverage: where the costs come from; empty for a cost graph.
-    notes: what a reader of the costs should know, in words.
-    num_rewritten: how many nodes each of the `REWRITES` replaced.
-  """
-
-  graph: OpGraph
-  item: "GraphItem | None" = None
-  coverage: "tuple[Coverage, ...]" = ()
-  notes: tuple[str, ...] = ()
-  num_rewritten: Mapping[str, int] = dataclasses.field(default_factory=dict)
 
 
 def is_cost_graph(path: str) -> bool:
@@ -188,7 +159,7 @@ def read_devices(args: argparse.Namespace) -> Cluster:
 
 def read_model(
   args: argparse.Namespace, cluster: Cluster, progress: Progress
-) -> ModelInput:
+) -> CostedModel:
   """Returns the model and costs that the arguments ask for.
 
   Args:
@@ -201,33 +172,57 @@ def read_model(
     OSError: a file cannot be read.
   """
   if is_cost_graph(args.model):
-    check_no_tensorflow_arguments(args)
     progress("reading the cost graph")
-    return ModelInput(read_cost_graph(args.model))
-  check_inputs(args)
-  _check_types(args, cluster)
+    return CostedModel(read_cost_graph(args.model))
+  source = cost_source(args, cluster, input_source(args))
   item = read_step(args, progress)
-  # These import TensorFlow, which `read_step` has loaded.
-  from baechi_tf.costs import runnable
-  from baechi_tf.costs.analytical import estimate_missing
-  from baechi_tf.costs.profile import complete
-  from baechi_tf.graph_import import op_graph_from_item
+  # Imports TensorFlow, which `read_step` has loaded.
+  from baechi_tf.pipeline import cost_item
 
-  types = tuple(dict.fromkeys(cluster.types))
-  known, shapes = _known_costs(args, item, types, cluster, progress)
-  estimates, notes = estimate_missing(
-    item, cluster, known, args.batch_size, shapes, progress
+  return cost_item(item, cluster, source, progress)
+
+
+def input_source(args: argparse.Namespace) -> CostSource:
+  """Returns the inputs or shapes that `add_input_arguments` asks for.
+
+  Raises:
+    ValueError: one argument leaves another without use.
+    OSError: the file of the inputs cannot be read.
+  """
+  if args.inputs is not None:
+    os.stat(args.inputs)  # complains, if so, before TensorFlow is loaded
+  return CostSource(
+    batch_size=args.batch_size,
+    input_shapes=dict(args.input_shape) or None,
+    inputs=args.inputs,
   )
-  kinds = [
-    cluster.device_types[x].kind if x in cluster.device_types else x
-    for x in types
-  ]
-  notes += runnable.notes(item, kinds)
-  costs, coverage = complete(known, item, types, estimates)
-  progress("importing the graph")
-  graph = op_graph_from_item(item, costs, types)
-  notes += _rewrite_notes(item)
-  return ModelInput(graph, item, coverage, notes, item.num_rewritten)
+
+
+def cost_source(
+  args: argparse.Namespace, cluster: Cluster, inputs: CostSource
+) -> CostSource:
+  """Returns inputs with the costs that `add_cost_arguments` asks for.
+
+  Args:
+    args: with what the `add_` functions add.
+    cluster: whose types costs are needed for.
+    inputs: the inputs or their shapes.
+
+  Raises:
+    ValueError: one argument leaves another without use, or a device type's
+      costs cannot be had.
+    OSError: the profile cannot be read.
+  """
+  if args.profile is not None:
+    os.stat(args.profile)
+  source = dataclasses.replace(
+    inputs, profile=args.profile, estimate=args.estimate
+  )
+  try:
+    source.check_types(cluster)
+  except ValueError as error:
+    raise ValueError(f"{args.cluster}: {error}") from None
+  return source
 
 
 def read_step(args: argparse.Namespace, progress: Progress) -> "GraphItem":
@@ -252,66 +247,6 @@ def read_step(args: argparse.Namespace, progress: Progress) -> "GraphItem":
   )
 
 
-def check_inputs(args: argparse.Namespace) -> None:
-  """Refuses an input file that is not there or of no use.
-
-  Raises:
-    ValueError: the costs or the shapes come from elsewhere.
-    OSError: the file cannot be read.
-  """
-  if args.inputs is None:
-    return
-  for name, reason in (
-    ("estimate", "estimates take shapes: give --batch-size or --input-shape"),
-    ("profile", "the profile has the costs"),
-    ("batch_size", "the arrays have their shapes"),
-    ("input_shape", "the arrays have their shapes"),
-  ):
-    if vars(args).get(name):
-      raise ValueError(
-        f"--inputs is of no use with --{name.replace('_', '-')}: {reason}"
-      )
-  os.stat(args.inputs)
-
-
-def input_values(
-  args: argparse.Namespace, item: "GraphItem"
-) -> dict[str, np.ndarray]:
-  """Returns the inputs that `add_input_arguments` asks for.
-
-  Raises:
-    ValueError: a shape is not known, or the file does not suit the model.
-    OSError: the file cannot be read.
-  """
-  from baechi_tf.costs.inputs import synthesize_inputs  # imports TensorFlow
-
-  return synthesize_inputs(
-    item, args.batch_size, input_shapes(args), args.inputs
-  )
-
-
-def input_shapes(args: argparse.Namespace) -> dict[str, tuple[int, ...]]:
-  """Returns the shapes that `--input-shape` gives."""
-  return dict(args.input_shape)
-
-
-def check_no_tensorflow_arguments(args: argparse.Namespace) -> None:
-  """Refuses what a cost graph has no use for.
-
-  Raises:
-    ValueError: such an argument is given.
-  """
-  for name in (
-    "signature", "fetch", "tags", "profile", "estimate", "batch_size",
-    "input_shape", "inputs",
-  ):  # fmt: skip
-    if vars(args).get(name):
-      raise ValueError(
-        f"--{name.replace('_', '-')} is for TensorFlow models; {args.model} is"
-        " a cost graph, which has its costs in it"
-      )
-
-
 def _input_shape(text: str) -> tuple[str, tuple[int, ...]]:
   name, separator, shape = text.rpartition("=")
   try:
@@ -322,65 +257,3 @@ def _input_shape(text: str) -> tuple[str, tuple[int, ...]]:
     raise argparse.ArgumentTypeError(
       f"{text!r} is not NAME=D,D,..., such as x=32,784"
     ) from None
-
-
-def _rewrite_notes(item: "GraphItem") -> tuple[str, ...]:
-  notes = []
-  if count := item.num_rewritten.get("split_pass_through"):
-    ops = "1 op that passes" if count == 1 else f"{count:,} ops that pass"
-    notes.append(f"rewritten: {ops} several tensors on became one op a tensor")
-  if count := item.num_rewritten.get("replicate_constant"):
-    ops = "1 small constant" if count == 1 else f"{count:,} small constants"
-    notes.append(
-      f"rewritten: {ops} became one constant for each op that takes it"
-    )
-  return tuple(notes)
-
-
-def _is_measured(device_type: str, cluster: Cluster) -> bool:
-  return device_type == _CPU or (
-    device_type == _GPU and device_type not in cluster.device_types
-  )
-
-
-def _check_types(args: argparse.Namespace, cluster: Cluster) -> None:
-  """Finds out before any work that a type's costs cannot be had."""
-  if args.profile:
-    os.stat(args.profile)
-    return  # it may have them all
-  for name in cluster.types:
-    if name in cluster.device_types:
-      continue
-    if args.estimate or not _is_measured(name, cluster):
-      raise ValueError(
-        f"{args.cluster}: there is no [device_type.{name}] table to estimate"
-        f" ops on device type {name!r} from; add one, or give a profile that"
-        " was measured on such a device with --profile"
-      )
-
-
-def _known_costs(args, item, types: Sequence[str], cluster, progress):
-  """Returns costs that were measured, before or now, and the inputs' shapes."""
-  # These import TensorFlow.
-  from baechi_tf.costs.carried import carried_over
-  from baechi_tf.costs.profile import check_profile
-  from baechi_tf.costs.profile import read_profile
-
-  if args.estimate:
-    return {}, input_shapes(args)
-  if args.profile:
-    profile = read_profile(args.profile)
-    try:
-      check_profile(profile, item)
-    except ValueError as error:
-      raise ValueError(f"{args.profile}: {error}") from None
-    return carried_over(profile, item), input_shapes(args)
-  here = [name for name in types if _is_measured(name, cluster)]
-  if not here and args.inputs is None:
-    return {}, input_shapes(args)
-  values = input_values(args, item)
-  measured = {
-    name: measure_here(item, values, name, progress, args.inputs)
-    for name in here
-  }
-  return measured, {name: value.shape for name, value in values.items()}

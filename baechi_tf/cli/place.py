@@ -14,9 +14,9 @@ from baechi_tf.cli.help import add_subparser
 from baechi_tf.cli.help import path
 from baechi_tf.cli.progress import Progress
 from baechi_tf.cluster import Cluster
+from baechi_tf.costed_model import CostedModel
 from baechi_tf.output_path import file_output
-from baechi_tf.output_path import OutputPath
-from baechi_tf.output_path import saved_model_output
+from baechi_tf.output_path import placed_output
 from baechi_tf.placers import PLACERS
 from baechi_tf.planner import BEST
 from baechi_tf.planner import NO_SEARCH
@@ -28,7 +28,9 @@ from baechi_tf.reports.directory import stage_report
 from baechi_tf.reports.summary import Fields
 from baechi_tf.reports.summary import summarize
 from baechi_tf.reports.text import report
+from baechi_tf.runner.tasks import tasks_of
 from baechi_tf.search.budget import Budget
+from baechi_tf.search.budget import DEFAULT_BUDGET
 
 _DESCRIPTION = """\
 Plans on which device each op of a model runs, so that a step is short and every
@@ -109,9 +111,9 @@ def _add_search_arguments(parser: argparse.ArgumentParser) -> None:
   parser.add_argument(
     "--search-seconds",
     type=float,
-    default=2.0,
     metavar="S",
-    help="how long best searches, by default 2; 0 keeps to the placers' plans."
+    help=f"how long best searches, by default {DEFAULT_BUDGET.seconds:g};"
+    " 0 keeps to the placers' plans."
     " Ctrl-C ends the search with the best plan so far",
   )
   parser.add_argument(
@@ -124,24 +126,23 @@ def _add_search_arguments(parser: argparse.ArgumentParser) -> None:
   parser.add_argument(
     "--search-seed",
     type=int,
-    default=0,
     metavar="N",
     help="seed of the search's random moves, by default 0",
   )
 
 
 def _budget(args: argparse.Namespace) -> Budget:
-  """Returns what the search may take.
+  """Returns what the search of "best" may take.
 
   Raises:
     ValueError: a number is negative, not finite or too large.
   """
-  try:
-    return Budget(
-      args.search_seconds, args.search_evaluations, args.search_seed
-    )
-  except ValueError as error:  # it begins with the argument's name
-    raise ValueError(f"--search-{error}") from None
+  seconds = args.search_seconds
+  return Budget(
+    DEFAULT_BUDGET.seconds if seconds is None else seconds,
+    args.search_evaluations,
+    args.search_seed or 0,
+  )
 
 
 def add_planner_arguments(parser: argparse.ArgumentParser) -> None:
@@ -170,7 +171,7 @@ def add_planner_arguments(parser: argparse.ArgumentParser) -> None:
 
 def plan_and_summarize(
   args: argparse.Namespace,
-  model: model_input.ModelInput,
+  model: CostedModel,
   cluster: Cluster,
   placer: str,
   progress: Progress,
@@ -184,7 +185,8 @@ def plan_and_summarize(
     cluster: the devices.
     placer: its name, or "best".
     progress: is told what is being done.
-    budget: the time or the placements that the search of "best" may take.
+    budget: the time or the placements that the search may take, if the placer
+      is "best".
 
   Raises:
     InfeasiblePlacementError: no plan was found that fits the memory.
@@ -196,7 +198,7 @@ def plan_and_summarize(
     coplacement=args.coplacement,
     fusion=args.fusion,
     enforce_order=args.order,
-    budget=budget,
+    budget=budget if placer == BEST else NO_SEARCH,
     progress=progress,
   )
   summary = summarize(
@@ -225,8 +227,12 @@ def run(args: argparse.Namespace) -> None:
       f"{args.model} is a cost graph, of which there is no model to write; use"
       " --emit plan"
     )
-  verification.check_arguments(args, emit == _MODEL)
-  output = _output(args, emit)
+  if emit == _MODEL:
+    tasks_of(cluster.device_names)  # complains of names not TensorFlow's
+    output = placed_output(args.model, args.output, args.overwrite)
+  else:
+    output = file_output(args.output, args.overwrite)
+  output.check(apart_from=_inputs(args))
   report_to = None
   if args.report:
     report_to = report_output(args.report, args.overwrite)
@@ -253,8 +259,17 @@ def run(args: argparse.Namespace) -> None:
         plan_text = planned.placement.to_json()
         outputs.write_text(output.path, [plan_text], output.check_replaced)
       else:
-        summary["notes"] += _stage_model(
-          args, outputs, output, model.item, planned
+        # Imports TensorFlow.
+        from baechi_tf.pipeline import stage_placed
+
+        summary["notes"] += stage_placed(
+          outputs,
+          args.model,
+          output,
+          model.item,
+          planned,
+          tags=args.tags,
+          follow_links=args.follow_links,
         )
       if report_to:
         stage_report(
@@ -270,96 +285,10 @@ def run(args: argparse.Namespace) -> None:
   print(text)
 
 
-def _output(args: argparse.Namespace, emit: str) -> OutputPath:
-  """Returns where the model or plan goes, checked."""
-  is_directory = emit == _MODEL and os.path.isdir(args.model)
-  kind = saved_model_output if is_directory else file_output
-  output = kind(args.output, args.overwrite)
-  output.check(apart_from=_inputs(args))
-  if emit == _MODEL and not is_directory and os.path.isfile(args.model):
-    if not args.output.endswith((".pb", ".pbtxt")):
-      raise ValueError(
-        f"the placed graph of {args.model} needs a name that ends in .pb or"
-        f" .pbtxt, not {args.output}"
-      )
-  return output
-
-
 def _inputs(args: argparse.Namespace) -> tuple[str, ...]:
   """Returns the paths that output must not replace."""
   files = [args.cluster, args.profile, args.inputs]
   return (args.model, *(x for x in files if x and not os.path.isdir(x)))
-
-
-def _stage_model(
-  args, outputs: atomic.Outputs, output: OutputPath, item, planned: Plan
-) -> list[str]:
-  """Adds the model with its devices to the outputs; returns notes on how."""
-  # These import TensorFlow.
-  from baechi_tf.device_rewrite import rewrite_devices
-  from baechi_tf.graph_files import graph_file_bytes
-  from baechi_tf.graph_files import read_graph_file
-  from baechi_tf.order_edges import order_edges
-  from baechi_tf.rewrites import rewrite_step
-  from baechi_tf.saved_model import stage_saved_model
-
-  device_of = planned.placement.as_dict()
-  order = planned.ops_worth_ordering if args.order else ()
-  if os.path.isdir(args.model):
-    written = stage_saved_model(
-      outputs,
-      args.model,
-      output,
-      item,
-      device_of,
-      order=order,
-      tags=args.tags,
-      follow_links=args.follow_links,
-    )
-    specialised, edges = written.specialised, written.order
-    divided = written.divided
-  else:
-    meta_graph = read_graph_file(args.model)
-    graph_def = meta_graph.graph_def
-    if item.rewritten_for:
-      graph_def, _ = rewrite_step(meta_graph, item.rewritten_for)
-    edges = order_edges(graph_def, item.paths, device_of, order)
-    graph_def, specialised = rewrite_devices(
-      graph_def, item.paths, device_of, edges.after
-    )
-    divided = ()
-    data = graph_file_bytes(graph_def, output.path)
-    outputs.write_bytes(output.path, [data], output.check_replaced)
-  notes = []
-  if args.order:
-    notes.append(_order_note(len(order), edges))
-  if specialised:
-    notes.append(
-      f"{len(specialised)} functions are new, because calls of one body have"
-      f" different devices or orders: {', '.join(specialised)}"
-    )
-  if divided:
-    notes.append(
-      "after baechi_tf.load, signatures that were not planned cannot call"
-      f" {', '.join(divided)}: XLA compiles it, and its variables are on"
-      " several devices; place that signature, or use tf.saved_model.load"
-    )
-  return notes
-
-
-def _order_note(num_ordered: int, edges) -> str:
-  """Returns a sentence on the control edges that were written."""
-  skipped = ""
-  if edges.num_skipped:
-    skipped = (
-      f"; {edges.num_skipped:,} neighbours have none, because they are in"
-      " different functions or among switches"
-    )
-  return (
-    f"{len(edges.after):,} control edges keep the {num_ordered:,} ops that take"
-    f" long in the planned order{skipped}; run each process with at least two"
-    " inter-op threads"
-  )
 
 
 def _memory_notes(args: argparse.Namespace) -> list[str]:

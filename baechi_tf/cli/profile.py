@@ -8,7 +8,6 @@ from baechi_tf.cli import model_input
 from baechi_tf.cli.help import add_json
 from baechi_tf.cli.help import add_subparser
 from baechi_tf.cli.help import path
-from baechi_tf.cli.measurement import measure_here
 from baechi_tf.cli.progress import Progress
 from baechi_tf.output_path import file_output
 from baechi_tf.printable import printable
@@ -81,23 +80,25 @@ def run(args: argparse.Namespace) -> None:
   """Runs the subcommand."""
   if model_input.is_cost_graph(args.model):
     raise ValueError(f"{args.model} is a cost graph, which cannot run")
-  model_input.check_inputs(args)
+  source = model_input.input_source(args)
   output = file_output(args.output, args.overwrite)
   output.check(apart_from=tuple(x for x in (args.model, args.inputs) if x))
   device_type = args.device_type or args.device
   with Progress() as progress:
     item = model_input.read_step(args, progress)
-    from baechi_tf.costs.profile import profile_bytes  # imports TensorFlow
+    # These import TensorFlow.
+    from baechi_tf.costs.measurement import measure_here
+    from baechi_tf.costs.profile import profile_bytes
+    from baechi_tf.pipeline import input_values
 
-    values = model_input.input_values(args, item)
     costs = measure_here(
       item,
-      values,
+      input_values(item, source),
       args.device,
-      progress,
-      args.inputs,
+      inputs=source.inputs,
       num_steps=args.num_steps,
       warmup=args.warmup,
+      progress=progress,
     )
     with atomic.publishing() as outputs:
       data = profile_bytes({device_type: costs})

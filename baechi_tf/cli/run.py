@@ -1,6 +1,7 @@
 """`baechi run`: runs a placed model, and shows the step beside the plan's."""
 
 import argparse
+import dataclasses
 import json
 import os
 
@@ -13,6 +14,7 @@ from baechi_tf.cli.help import path
 from baechi_tf.cli.help import warn_of_open_server
 from baechi_tf.cli.progress import Progress
 from baechi_tf.cluster import Cluster
+from baechi_tf.costed_model import CostSource
 from baechi_tf.json_file import read_json
 from baechi_tf.output_path import file_output
 from baechi_tf.placement import placement_for
@@ -109,7 +111,6 @@ def add_parser(subparsers) -> None:
     "--task",
     metavar="N",
     type=int,
-    default=0,
     help="with --serve, which of the hosts this one is, counted from 0",
   )
   group.add_argument(
@@ -132,23 +133,31 @@ def run(args: argparse.Namespace) -> None:
   if args.host:
     tasks = start.tasks_of(cluster.device_names)
     if args.serve:
-      start.check_server(tasks, args.host, args.task)
+      start.check_server(tasks, args.host, args.task or 0)
     else:
       start.check_hosts(tasks, args.host)
     warn_of_open_server()
   if args.serve:
-    start.serve(cluster, args.host, args.task)
+    start.serve(cluster, args.host, args.task or 0)
   planned = _read_plan(args.plan) if args.plan else None
+  inputs, costs = model_input.input_source(args), None
+  if args.profile or args.estimate:
+    costs = model_input.cost_source(args, cluster, CostSource())
   with Progress() as progress:
     item = model_input.read_step(args, progress)
-    # Imports TensorFlow.
+    # These import TensorFlow.
+    from baechi_tf.pipeline import input_values
     from baechi_tf.runner import written_plan
 
-    values = model_input.input_values(args, item)
+    values = input_values(item, inputs)
     device_of, notes = written_plan.plan_to_run(
       item, written_plan.written_devices(item), planned, cluster.device_names
     )
-    graph, simulation = _predict(args, cluster, device_of, progress)
+    graph, simulation = None, None
+    if costs and device_of is not None:
+      shapes = {name: value.shape for name, value in values.items()}
+      costs = dataclasses.replace(costs, input_shapes=shapes)
+      graph, simulation = _predict(item, cluster, costs, device_of, progress)
     progress("starting the processes")
     with _processes(args, cluster) as running:
       progress("loading the model")
@@ -198,16 +207,6 @@ def _check(args: argparse.Namespace) -> None:
   if not os.path.isdir(args.model):
     os.stat(args.model)
     raise ValueError(f"{args.model} is no SavedModel directory")
-  if args.fetch:
-    raise ValueError("--fetch is of no use here: run takes a --signature")
-  if (args.serve or args.task) and not args.host:
-    raise ValueError("--serve and --task need the hosts: give --host for each")
-  if args.task and not args.serve:
-    raise ValueError(
-      f"--task {args.task} is for --serve: the first host runs the steps"
-    )
-  if args.host and args.limit_memory:
-    raise ValueError("--limit-memory is for processes of this machine")
   if args.trace:
     file_output(args.trace, args.overwrite).check(apart_from=(args.model,))
   if args.steps < 1:
@@ -226,14 +225,13 @@ def _read_plan(plan: str) -> dict[str, str]:
   return device_of
 
 
-def _predict(args, cluster: Cluster, device_of, progress: Progress):
-  """Returns the graph with costs and its simulated step, or None twice."""
-  if device_of is None or not (args.profile or args.estimate):
-    return None, None
-  model = model_input.read_model(args, cluster, progress)
-  placement = placement_for(model.graph, cluster, device_of)
+def _predict(
+  item, cluster: Cluster, costs: CostSource, device_of, progress: Progress
+):
+  """Returns the graph with costs and its simulated step."""
+  from baechi_tf.pipeline import cost_item  # imports TensorFlow
+
+  graph = cost_item(item, cluster, costs, progress).graph
+  placement = placement_for(graph, cluster, device_of)
   progress("simulating")
-  simulation = simulate(
-    model.graph, cluster, placement.device, policy="executor"
-  )
-  return model.graph, simulation
+  return graph, simulate(graph, cluster, placement.device, policy="executor")

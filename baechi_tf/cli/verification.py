@@ -9,6 +9,7 @@ from collections.abc import Callable
 from baechi_tf.cli import model_input
 from baechi_tf.cli.progress import Progress
 from baechi_tf.cluster import Cluster
+from baechi_tf.costed_model import CostedModel
 from baechi_tf.planner import Plan
 from baechi_tf.reports.quantities import duration
 from baechi_tf.reports.summary import Fields
@@ -19,34 +20,18 @@ from baechi_tf.runner.verification import TOLERANCE
 from baechi_tf.runner.verification import verify
 
 _ONE_DEVICE = "single_device"
-Planner = Callable[[model_input.ModelInput, Cluster, str], tuple[Plan, Fields]]
-
-
-def check_arguments(args: argparse.Namespace, emits_model: bool) -> None:
-  """Refuses what cannot be run here.
-
-  Raises:
-    ValueError: the output is no SavedModel with a signature.
-  """
-  if not args.verify:
-    return
-  if not (emits_model and os.path.isdir(args.model)):
-    raise ValueError(
-      "--verify runs a placed SavedModel: IN must be one, without --emit plan"
-    )
-  if args.fetch:
-    raise ValueError("--verify runs a signature: it is of no use with --fetch")
+Planner = Callable[[CostedModel, Cluster, str], tuple[Plan, Fields]]
 
 
 def verified(
   args: argparse.Namespace,
-  model: model_input.ModelInput,
+  model: CostedModel,
   cluster: Cluster,
   planned: Plan,
   summary: Fields,
   plan: Planner,
   progress: Progress,
-) -> tuple[model_input.ModelInput, Cluster, Plan, Fields]:
+) -> tuple[CostedModel, Cluster, Plan, Fields]:
   """Returns model and cluster with corrected costs, the plan and its summary.
 
   Args:
@@ -61,7 +46,9 @@ def verified(
   Raises:
     ChildProcessError: a process ended, or a step fails.
   """
-  values = model_input.input_values(args, model.item)
+  from baechi_tf.pipeline import input_values  # imports TensorFlow
+
+  values = input_values(model.item, model_input.input_source(args))
   types = {node.name: node.op for node in model.item.graph_def.node}
   one_device = summary["one_device"]
   summaries = []
@@ -113,7 +100,7 @@ def _load_placed(args, item, values, directory, run, key, planned: Plan):
     path,
     item,
     planned.placement.as_dict(),
-    order=planned.ops_worth_ordering if args.order else (),
+    order=planned.ordered_ops,
     tags=args.tags,
     follow_links=args.follow_links,
   )

@@ -46,7 +46,7 @@ def concrete_shapes(
   for name in input_shapes:
     if name not in names:
       raise ValueError(
-        f"--input-shape {name}=...: there is no such input; the inputs are"
+        f"input_shapes= has {name!r}: there is no such input; the inputs are"
         f" {', '.join(map(repr, names))}"
       )
   return {
@@ -61,9 +61,9 @@ def synthesize_inputs(
   item: GraphItem,
   batch_size: int | None = None,
   input_shapes: Mapping[str, tuple[int, ...]] | None = None,
-  npz: str | os.PathLike | None = None,
+  given: Mapping[str, np.ndarray] | str | os.PathLike | None = None,
 ) -> dict[str, np.ndarray]:
-  """Returns a value for every feed: from a file, or made up.
+  """Returns a value for every feed: a given one, or made up.
 
   Made-up floats are small and random, integers 0 or 1 (so that they are in
   range as labels and indices), booleans true, strings empty, or serialized
@@ -73,15 +73,19 @@ def synthesize_inputs(
     item: the model.
     batch_size: see `concrete_shapes`.
     input_shapes: see `concrete_shapes`.
-    npz: a NumPy archive with an array for every feed, by name.
+    given: an array for every feed, by name, or the path of a NumPy archive of
+      them.
 
   Raises:
     ValueError: a shape stays unknown, a type cannot be made up, or the
-      archive does not match the feeds.
+      arrays do not match the feeds.
     OSError: the archive cannot be read.
   """
-  if npz is not None:
-    return _read_inputs(item, npz)
+  if isinstance(given, Mapping):
+    arrays = {name: np.asarray(value) for name, value in given.items()}
+    return _matched(item, arrays, "inputs=")
+  if given is not None:
+    return _matched(item, _read_arrays(given), os.fspath(given))
   shapes = concrete_shapes(item, batch_size, input_shapes)
   rng = np.random.default_rng(0)
   return {
@@ -102,21 +106,21 @@ def _concrete_shape(
     )
     if not fits or any(x < 0 for x in given):
       raise ValueError(
-        f"--input-shape {feed.name}={','.join(map(str, given))} does not fit"
-        f" the model's shape {_shape_text(shape)}"
+        f"input_shapes={{{feed.name!r}: {given}}} does not fit the model's"
+        f" shape {_shape_text(shape)}"
       )
     return given
   shape = usual_shape(item, feed)
   if shape and shape[0] is None and batch_size is not None:
     if batch_size < 1:
-      raise ValueError(f"--batch-size {batch_size} must be at least 1")
+      raise ValueError(f"batch_size= must be at least 1, got {batch_size}")
     shape = (batch_size, *shape[1:])
   if shape is None or None in shape:
-    example = ",".join(str(x or 32) for x in shape or (32, 784))
+    example = tuple(x or 32 for x in shape or (32, 784))
     raise ValueError(
       f"input {feed.name!r} has shape {_shape_text(feed.shape)}, which is not"
-      " fully known: pass --batch-size for a first dimension, or"
-      f" --input-shape {feed.name}={example}"
+      " fully known: pass batch_size= for a first dimension, or"
+      f" input_shapes={{{feed.name!r}: {example}}}"
     )
   return shape
 
@@ -143,11 +147,11 @@ def _made_up(item: GraphItem, feed: Feed, shape, rng) -> np.ndarray:
     return (0.1 * rng.standard_normal(shape)).astype(dtype.as_numpy_dtype)
   raise ValueError(
     f"input {feed.name!r} has type {dtype.name}, for which no value can be"
-    " made up: give real inputs with --inputs"
+    " made up: give real inputs with inputs="
   )
 
 
-def _read_inputs(item: GraphItem, path) -> dict[str, np.ndarray]:
+def _read_arrays(path) -> dict[str, np.ndarray]:
   with open(path, "rb") as file:
     try:
       archive = np.load(file, allow_pickle=False)
@@ -160,39 +164,44 @@ def _read_inputs(item: GraphItem, path) -> dict[str, np.ndarray]:
     raise ValueError(
       f"{path}: not a NumPy .npz archive of arrays of numbers or strings"
     )
+  return values
+
+
+def _matched(item: GraphItem, values, source: str) -> dict[str, np.ndarray]:
+  """Returns the feeds' arrays, checked; `source` is theirs, for messages."""
   names = [feed.name for feed in item.feeds]
   for name in names:
     if name not in values:
       raise ValueError(
-        f"{path}: input {name!r} is missing; the model's inputs are"
-        f" {', '.join(map(repr, names))}, the file has"
+        f"{source}: input {name!r} is missing; the model's inputs are"
+        f" {', '.join(map(repr, names))}, given are"
         f" {', '.join(map(repr, sorted(values))) or 'nothing'}"
       )
   for name in sorted(values.keys() - set(names)):
     raise ValueError(
-      f"{path}: {name!r} is no input of the model; its inputs are"
+      f"{source}: {name!r} is no input of the model; its inputs are"
       f" {', '.join(map(repr, names))}"
     )
   return {
-    feed.name: _checked(item, feed, values[feed.name], path)
+    feed.name: _checked(item, feed, values[feed.name], source)
     for feed in item.feeds
   }
 
 
 def _checked(
-  item: GraphItem, feed: Feed, value: np.ndarray, path
+  item: GraphItem, feed: Feed, value: np.ndarray, source: str
 ) -> np.ndarray:
   dtype = feed.dtype.base_dtype
   is_text = dtype == tf.string and value.dtype.kind in "SU"
   if not is_text and value.dtype != dtype.as_numpy_dtype:
     raise ValueError(
-      f"{path}: input {feed.name!r} has type {value.dtype}, the model wants"
+      f"{source}: input {feed.name!r} has type {value.dtype}, the model wants"
       f" {dtype.name}"
     )
   fits = tf.TensorShape(feed.shape).is_compatible_with(value.shape)
   if not fits:
     raise ValueError(
-      f"{path}: input {feed.name!r} has shape {_shape_text(value.shape)}, the"
+      f"{source}: input {feed.name!r} has shape {_shape_text(value.shape)}, the"
       f" model wants {_shape_text(feed.shape)}"
     )
   if value.dtype.kind == "S" and parser_of(item, feed):

@@ -66,7 +66,8 @@ def measure(
   """
   if num_steps < 1 or warmup < 0:
     raise ValueError(
-      f"num_steps={num_steps} must be at least 1 and warmup={warmup} at least 0"
+      f"num_steps= must be at least 1, got {num_steps}, and warmup= at least 0,"
+      f" got {warmup}"
     )
   missing = [x.name for x in item.feeds if x.name not in input_values]
   if missing:

@@ -74,7 +74,7 @@ def made_up_example(
   if parser.op not in _EXAMPLE_PARSERS:
     raise ValueError(
       f"input {feed.name!r} is read by {parser.op} ({parser.name!r}), for which"
-      " no value can be made up: give real inputs with --inputs"
+      " no value can be made up: give real inputs with inputs="
     )
   nodes = {node.name: node for node in item.graph_def.node}
   features = {}
@@ -146,6 +146,6 @@ def _keys(name: str, nodes, feed) -> list[bytes]:
   if node.op != "Const":
     raise ValueError(
       f"input {feed.name!r} holds examples whose keys the model computes"
-      f" ({node.name!r}): give real inputs with --inputs"
+      f" ({node.name!r}): give real inputs with inputs="
     )
   return list(tf.make_ndarray(node.attr["value"].tensor).flat)

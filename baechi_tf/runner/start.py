@@ -209,8 +209,8 @@ def check_server(
   _check_addresses(tasks, addresses)
   if index not in range(1, len(addresses)):
     raise ValueError(
-      f"--task {index} serves nothing: it must be one of the hosts after the"
-      f" first, 1 to {len(addresses) - 1}"
+      f"index= must be that of a host after the first, 1 to"
+      f" {len(addresses) - 1}, got {index}, which serves nothing"
     )
 
 
@@ -220,7 +220,7 @@ def _check_addresses(tasks: Sequence[Task], addresses: Sequence[str]) -> None:
     split_address(address)
     if address in addresses[:i]:
       raise ValueError(
-        f"--host {address} is given twice: each process needs its own"
+        f"address {address} is given twice: each process needs its own"
       )
 
 
@@ -286,7 +286,7 @@ def _groups(stack: contextlib.ExitStack, count: int) -> Iterator[str]:
     except OSError as error:
       raise PermissionError(
         f"this system allows no memory limit for a process ({error}); run"
-        " without --limit-memory"
+        " without limit_memory=True"
       ) from None
 
 
@@ -337,7 +337,7 @@ def _set_up(child, task, host, network, inter_op: int) -> int:
   except ChildProcessError as error:
     raise PermissionError(
       f"this system gives the processes no network of their own ({error}); with"
-      " --listen-on-network they do without"
+      " private=False they do without"
     ) from None
 
 

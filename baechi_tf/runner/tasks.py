@@ -95,6 +95,6 @@ def _fields(name: str) -> Mapping[str, str | tuple[str, str]]:
       fields[key] = (rest[0], rest[1])
     elif key.upper() in ("CPU", "GPU") and len(rest) == 1:
       fields["device"] = (key, rest[0])
-    elif len(rest) == 1:
+    elif key != "device" and len(rest) == 1:
       fields[key] = rest[0]
   return fields

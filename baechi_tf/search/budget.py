@@ -27,18 +27,21 @@ class Budget:
   def __post_init__(self) -> None:
     if not 0 <= self.seconds <= MAX_SECONDS:  # NaN is not
       raise ValueError(
-        f"seconds must be from 0 to {MAX_SECONDS:g}, got {self.seconds}"
+        f"seconds= must be from 0 to {MAX_SECONDS:g}, got {self.seconds}"
       )
     if not 0 <= (self.evaluations or 0) <= MAX_EVALUATIONS:
       raise ValueError(
-        f"evaluations must be from 0 to {MAX_EVALUATIONS:,}, got"
+        f"evaluations= must be from 0 to {MAX_EVALUATIONS:,}, got"
         f" {self.evaluations}"
       )
     if not 0 <= self.seed < 2**63:
-      raise ValueError(f"seed must be from 0 to 2^63 - 1, got {self.seed}")
+      raise ValueError(f"seed= must be from 0 to 2^63 - 1, got {self.seed}")
 
   @property
   def is_empty(self) -> bool:
     """Whether nothing is to be searched."""
     amount = self.seconds if self.evaluations is None else self.evaluations
     return amount == 0
+
+
+DEFAULT_BUDGET = Budget(seconds=2.0)

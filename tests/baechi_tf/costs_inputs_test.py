@@ -35,18 +35,19 @@ def test_shapes_given_shape_wins():
   assert shapes == {"image": (8, 28, 28, 1), "any": (5,)}
 
 
-def test_shapes_unknown_dimension_names_input_and_flags():
+def test_shapes_unknown_dimension_names_input_and_arguments():
   with pytest.raises(
     ValueError,
-    match=r"'image' has shape \[\?, 28, 28, 1\].*--batch-size.*"
-    r"--input-shape image=32,28,28,1",
+    match=r"'image' has shape \[\?, 28, 28, 1\].*batch_size=.*"
+    r"input_shapes=\{'image': \(32, 28, 28, 1\)\}",
   ):
     inputs.concrete_shapes(item_of(IMAGE))
 
 
 def test_shapes_unknown_rank_is_not_for_batch_size():
   with pytest.raises(
-    ValueError, match="'any' has shape of unknown rank.*--input-shape any=32"
+    ValueError,
+    match="'any' has shape of unknown rank.*input_shapes={'any': .32, 784",
   ):
     inputs.concrete_shapes(item_of(ANY), batch_size=4)
 
@@ -65,7 +66,7 @@ def test_shapes_contradiction_is_refused(shape):
 
 
 def test_shapes_batch_size_zero_is_refused():
-  with pytest.raises(ValueError, match="--batch-size 0 must be at least 1"):
+  with pytest.raises(ValueError, match="batch_size= must be at least 1, got 0"):
     inputs.concrete_shapes(item_of(IMAGE), 0)
 
 
@@ -181,7 +182,7 @@ def test_values_suit_the_op_that_parses_examples(parse, shape, full_shape):
 
 def test_values_for_another_parser_are_asked_for():
   item = parsing_item(lambda x: tf.io.decode_jpeg(tf.identity(x)), ())
-  with pytest.raises(ValueError, match="read by DecodeJpeg .*--inputs"):
+  with pytest.raises(ValueError, match="read by DecodeJpeg .*inputs="):
     inputs.synthesize_inputs(item)
 
 
@@ -197,7 +198,7 @@ def test_values_from_file_are_whole_examples(tmp_path):
   array = np.array(examples)
   assert array[0] != examples[0]  # NumPy dropped the zero at its end
   path = saved(tmp_path / "in.npz", text=array)
-  value = inputs.synthesize_inputs(item, npz=path)["text"]
+  value = inputs.synthesize_inputs(item, given=path)["text"]
   with session(item.graph_def) as running:
     (parsed,) = running.run(item.fetches, {"text:0": value})
   np.testing.assert_array_equal(parsed, [[1, 0], [300, 2]])
@@ -205,7 +206,7 @@ def test_values_from_file_are_whole_examples(tmp_path):
 
 def test_values_of_resources_cannot_be_made_up():
   feed = Feed("handle", "h:0", tf.resource, ())
-  with pytest.raises(ValueError, match="'handle' has type resource.*--inputs"):
+  with pytest.raises(ValueError, match="'handle' has type resource.*inputs="):
     inputs.synthesize_inputs(item_of(feed))
 
 
@@ -218,7 +219,7 @@ def test_values_from_file(tmp_path):
   image = np.ones([2, 28, 28, 1], np.float32)
   words = np.array([["a", "b", "c"]])
   path = saved(tmp_path / "in.npz", image=image, words=words)
-  values = inputs.synthesize_inputs(item_of(IMAGE, WORDS), npz=path)
+  values = inputs.synthesize_inputs(item_of(IMAGE, WORDS), given=path)
   assert list(values) == ["image", "words"]
   np.testing.assert_array_equal(values["image"], image)
   np.testing.assert_array_equal(values["words"], words)
@@ -245,7 +246,7 @@ def test_values_from_file(tmp_path):
 def test_values_from_file_that_does_not_match(tmp_path, arrays, message):
   path = saved(tmp_path / "in.npz", **arrays)
   with pytest.raises(ValueError, match=message):
-    inputs.synthesize_inputs(item_of(LABEL), npz=path)
+    inputs.synthesize_inputs(item_of(LABEL), given=path)
 
 
 @pytest.mark.parametrize("content", [b"", b"garbage", b"PK\x03\x04 cut short"])
@@ -253,7 +254,7 @@ def test_values_from_file_that_is_no_archive(tmp_path, content):
   path = tmp_path / "in.npz"
   path.write_bytes(content)
   with pytest.raises(ValueError, match=r"in\.npz: not a NumPy"):
-    inputs.synthesize_inputs(item_of(LABEL), npz=path)
+    inputs.synthesize_inputs(item_of(LABEL), given=path)
 
 
 def test_values_from_file_with_a_bare_array(tmp_path):
@@ -261,4 +262,4 @@ def test_values_from_file_with_a_bare_array(tmp_path):
   with open(path, "wb") as file:
     np.save(file, np.zeros(3))
   with pytest.raises(ValueError, match=r"in\.npz: not a NumPy"):
-    inputs.synthesize_inputs(item_of(LABEL), npz=path)
+    inputs.synthesize_inputs(item_of(LABEL), given=path)

@@ -106,7 +106,7 @@ def test_measure_without_a_value_names_the_input(mlp):
 
 
 def test_measure_no_steps_is_refused(mlp):
-  with pytest.raises(ValueError, match="num_steps=0 must be at least 1"):
+  with pytest.raises(ValueError, match="num_steps= must be at least 1, got 0"):
     measured.measure(mlp[0], {}, num_steps=0)
 
 

@@ -351,7 +351,7 @@ def graph_file(tmp_path):
 
 
 def test_read_item_graph_without_fetch_lists_sinks(graph_file):
-  with pytest.raises(ValueError, match="--fetch; .*'halves', 'nothing'"):
+  with pytest.raises(ValueError, match="fetches=; .*'halves', 'nothing'"):
     read_item(graph_file)
 
 
@@ -407,7 +407,7 @@ def test_read_item_model_in_chunks_is_rejected(tmp_path):
 def test_read_item_model_without_signature_lists_sinks(tmp_path):
   path = str(tmp_path / "model")
   tf.saved_model.save(models.Mlp(), path)
-  with pytest.raises(ValueError, match="no signature: name .* --fetch"):
+  with pytest.raises(ValueError, match="no signature: name .* fetches="):
     read_item(path)
   with pytest.raises(ValueError, match="no signature 'run'; there are none"):
     read_item(path, signature="run")

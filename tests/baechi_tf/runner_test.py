@@ -154,7 +154,7 @@ def test_output_that_cannot_be_written_is_refused_before_the_work(path, match):
     (["a:1", "a"], 1, "'a' is not \"address:port\""),
     (["a:70000", "b:1"], 1, "'a:70000' .* from 1 to 65535"),
     (["a:1", "a:1"], 1, "a:1 is given twice"),
-    (["a:1", "b:1"], 0, "--task 0 serves nothing"),
+    (["a:1", "b:1"], 0, "index= .* got 0, which serves nothing"),
     (["a:1", "b:1"], 2, "1 to 1"),
   ],
 )

@@ -461,7 +461,7 @@ def test_write_saved_model_existing_target_needs_overwrite(
 ):
   out = tmp_path / "placed"
   shutil.copytree(mlp, out)
-  with pytest.raises(ValueError, match="placed exists; give --overwrite"):
+  with pytest.raises(ValueError, match="placed exists; give overwrite=True"):
     saved_model.write_saved_model(mlp, out, item, plan)
   assert files_of(out) == files_of(mlp)
   (out / "old").write_text("left over")
@@ -474,7 +474,9 @@ def test_write_saved_model_never_replaces_what_is_no_model(
   mlp, item, plan, tmp_path
 ):
   (tmp_path / "thesis.tex").write_text("precious")
-  with pytest.raises(ValueError, match="is not a SavedModel, so --overwrite"):
+  with pytest.raises(
+    ValueError, match="is not a SavedModel, so overwrite=True"
+  ):
     saved_model.write_saved_model(mlp, tmp_path, item, plan, overwrite=True)
   assert os.listdir(tmp_path) == ["thesis.tex"]
 

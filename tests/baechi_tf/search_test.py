@@ -202,12 +202,12 @@ def test_known_optimum_is_reached_by_its_schedule_and_no_plan_beats_it(
 @pytest.mark.parametrize(
   ("arguments", "message"),
   [
-    ({"seconds": -1.0}, "seconds must be from 0"),
-    ({"seconds": float("nan")}, "seconds must be from 0"),
-    ({"seconds": 1e300}, "seconds must be from 0"),
-    ({"evaluations": -1}, "evaluations must be from 0"),
-    ({"evaluations": 10**30}, "evaluations must be from 0"),
-    ({"seed": -1}, "seed must be from 0"),
+    ({"seconds": -1.0}, "seconds= must be from 0"),
+    ({"seconds": float("nan")}, "seconds= must be from 0"),
+    ({"seconds": 1e300}, "seconds= must be from 0"),
+    ({"evaluations": -1}, "evaluations= must be from 0"),
+    ({"evaluations": 10**30}, "evaluations= must be from 0"),
+    ({"seed": -1}, "seed= must be from 0"),
   ],
 )
 def test_bad_budget_is_an_error(arguments, message):

@@ -1,47 +1,47 @@
 """Measures a step on this machine, or says in one line why it does not run."""
 
+import os
 import re
+from collections.abc import Callable
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
 
 import numpy as np
+import tensorflow as tf
 
-from baechi_tf.cli.progress import Progress
-
-if TYPE_CHECKING:  # they import TensorFlow
-  from baechi_tf.costs.profile import OpCost
-  from baechi_tf.graph_item import GraphItem
+from baechi_tf.costs.measured import measure
+from baechi_tf.costs.profile import OpCost
+from baechi_tf.costs.runnable import python_op
+from baechi_tf.graph_item import GraphItem
 
 _WHERE = re.compile(r"^(?:Graph execution error:|Node: .*)$", re.MULTILINE)
 
 
 def measure_here(
-  item: "GraphItem",
+  item: GraphItem,
   values: Mapping[str, np.ndarray],
   device_type: str,
-  progress: Progress,
-  inputs: str | None = None,
-  **counts: int,
-) -> "dict[str, OpCost]":
+  *,
+  inputs: str | os.PathLike | Mapping[str, np.ndarray] | None = None,
+  num_steps: int = 10,
+  warmup: int = 3,
+  progress: Callable[[str], None] = lambda stage: None,
+) -> dict[str, OpCost]:
   """Returns what each op costs on a device of this machine.
 
   Args:
     item: the model, read from a file.
     values: a value for every input.
     device_type: "CPU" or "GPU".
-    progress: is told how many steps are done.
-    inputs: the file that the values are from; None if they are made up.
-    counts: `num_steps` and `warmup` of `measure`.
+    inputs: where the values are from, see `CostSource`; None if they are made
+      up.
+    num_steps: steps to measure.
+    warmup: steps to run before and drop.
+    progress: called with a line that says how many steps are done.
 
   Raises:
-    ValueError: there is no such device, or the step fails.
+    ValueError: a count is too small, there is no such device, or the step
+      fails.
   """
-  import tensorflow as tf  # loaded already; not wanted by cost graphs
-
-  # These import TensorFlow.
-  from baechi_tf.costs.measured import measure
-  from baechi_tf.costs.runnable import python_op
-
   python = python_op(item)
   if python is not None:
     raise ValueError(
@@ -55,8 +55,9 @@ def measure_here(
       item,
       values,
       device_type=device_type,
-      progress=progress.count(stage),
-      **counts,
+      num_steps=num_steps,
+      warmup=warmup,
+      progress=lambda done, total: progress(f"{stage}, {done} of {total}"),
     )
   except tf.errors.OpError as error:
     raise ValueError(_failure(item, inputs, error.message)) from error
@@ -65,20 +66,21 @@ def measure_here(
     raise ValueError(_failure(item, inputs, text)) from error
 
 
-def _failure(item: "GraphItem", inputs: str | None, message: str) -> str:
+def _failure(item: GraphItem, inputs, message: str) -> str:
   """Returns what is wrong, without where, and what would help."""
   complaint = message.partition("\n\t [[")[0]
   complaint = _WHERE.split(complaint)[-1]
   complaint = " ".join(complaint.split()) or "no reason given"
   if complaint.startswith("No OpKernel"):
-    advice = "profile the model where the op can run, or use --estimate"
+    advice = "profile the model where the op can run, or use estimate=True"
   elif inputs is not None:
+    given = "inputs=" if isinstance(inputs, Mapping) else os.fspath(inputs)
     return (
-      f"{item.source}: the step fails with the inputs of {inputs}: {complaint}"
+      f"{item.source}: the step fails with the inputs of {given}: {complaint}"
     )
   else:
     advice = (
       "if made-up inputs do not suit it, give other shapes, or real inputs with"
-      " --inputs"
+      " inputs="
     )
   return f"{item.source}: the step fails here: {complaint}; {advice}"
