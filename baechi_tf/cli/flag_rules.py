@@ -10,9 +10,9 @@ import os
 from collections.abc import Callable
 
 from baechi_tf.cli.model_input import is_cost_graph
+from baechi_tf.cli.place import emits_plan
 from baechi_tf.planner import BEST
 
-_PLAN = "plan"
 _PREDICTING = ("place", "compare", "simulate")
 
 
@@ -31,12 +31,6 @@ class _Rule:
   flags: tuple[str, ...]
   has_no_effect: Callable[[argparse.Namespace], bool]
   reason: str
-
-
-def _emits_plan(args: argparse.Namespace) -> bool:
-  if args.emit is None:
-    return is_cost_graph(args.model)
-  return args.emit == _PLAN
 
 
 _RULES = (
@@ -69,7 +63,7 @@ _RULES = (
   _Rule(
     ("place",),
     ("verify",),
-    lambda args: _emits_plan(args) or not os.path.isdir(args.model),
+    lambda args: emits_plan(args) or not os.path.isdir(args.model),
     "runs a placed SavedModel: IN must be one, without --emit plan",
   ),
   _Rule(
@@ -87,7 +81,7 @@ _RULES = (
   _Rule(
     ("place",),
     ("follow_links",),
-    lambda args: _emits_plan(args) or os.path.isfile(args.model),
+    lambda args: emits_plan(args) or os.path.isfile(args.model),
     "is for SavedModels that are written: there are no files to copy",
   ),
   _Rule(

@@ -189,13 +189,14 @@ def input_source(args: argparse.Namespace) -> CostSource:
     ValueError: one argument leaves another without use.
     OSError: the file of the inputs cannot be read.
   """
-  if args.inputs is not None:
-    os.stat(args.inputs)  # complains, if so, before TensorFlow is loaded
-  return CostSource(
+  source = CostSource(
     batch_size=args.batch_size,
     input_shapes=dict(args.input_shape) or None,
     inputs=args.inputs,
   )
+  if args.inputs is not None:
+    os.stat(args.inputs)  # complains, if so, before TensorFlow is loaded
+  return source
 
 
 def cost_source(
@@ -213,11 +214,11 @@ def cost_source(
       costs cannot be had.
     OSError: the profile cannot be read.
   """
-  if args.profile is not None:
-    os.stat(args.profile)
   source = dataclasses.replace(
     inputs, profile=args.profile, estimate=args.estimate
   )
+  if args.profile is not None:
+    os.stat(args.profile)
   try:
     source.check_types(cluster)
   except ValueError as error:

@@ -220,18 +220,16 @@ def run(args: argparse.Namespace) -> None:
   """Runs the subcommand."""
   budget = _budget(args)
   cluster = model_input.read_devices(args)
-  is_cost_graph = model_input.is_cost_graph(args.model)
-  emit = args.emit or (_PLAN if is_cost_graph else _MODEL)
-  if is_cost_graph and emit == _MODEL:
+  if args.emit == _MODEL and model_input.is_cost_graph(args.model):
     raise ValueError(
       f"{args.model} is a cost graph, of which there is no model to write; use"
       " --emit plan"
     )
-  if emit == _MODEL:
+  if emits_plan(args):
+    output = file_output(args.output, args.overwrite)
+  else:
     tasks_of(cluster.device_names)  # complains of names not TensorFlow's
     output = placed_output(args.model, args.output, args.overwrite)
-  else:
-    output = file_output(args.output, args.overwrite)
   output.check(apart_from=_inputs(args))
   report_to = None
   if args.report:
@@ -255,7 +253,7 @@ def run(args: argparse.Namespace) -> None:
     summary["notes"] += _memory_notes(args)
     progress("writing")
     with atomic.publishing() as outputs:
-      if emit == _PLAN:
+      if emits_plan(args):
         plan_text = planned.placement.to_json()
         outputs.write_text(output.path, [plan_text], output.check_replaced)
       else:
@@ -283,6 +281,13 @@ def run(args: argparse.Namespace) -> None:
         )
       text = _text(args, summary, sum(planned.timings_s.values()))
   print(text)
+
+
+def emits_plan(args: argparse.Namespace) -> bool:
+  """Whether OUT is a plan alone, not a model."""
+  if args.emit is None:
+    return model_input.is_cost_graph(args.model)
+  return args.emit == _PLAN
 
 
 def _inputs(args: argparse.Namespace) -> tuple[str, ...]:

@@ -15,6 +15,7 @@ import pytest
 
 from baechi_tf.cli import place
 from baechi_tf.cli import progress
+from baechi_tf.cli.flag_names import with_flags
 from baechi_tf.cli.main import main
 
 ROOT = os.path.dirname(os.path.dirname(os.path.dirname(__file__)))
@@ -349,6 +350,88 @@ def test_place_refuses_wrong_arguments(argv, message, capsys):
 
 
 @pytest.mark.parametrize(
+  "argv, message",
+  [
+    (["place", "graph.json", "p", "--no-rewrite"], "--no-rewrite is for Tens"),
+    (["inspect", "graph.json", "--batch-size=0"], "--batch-size is for Tensor"),
+    (["compare", "graph.json", "--tags=serve"], "--tags is for TensorFlow"),
+    (
+      ["place", "graph.json", "p", "--placer=m_etf", "--search-seconds=2"],
+      "--search-seconds is of no use with --placer m_etf: only best searches",
+    ),
+    (
+      ["place", "graph.json", "p", "--placer=m_etf", "--search-seed=0"],
+      "--search-seed is of no use with --placer m_etf",
+    ),
+    (
+      "place graph.json p --search-seconds=2 --search-evaluations=9".split(),
+      "--search-seconds is of no use with --search-evaluations",
+    ),
+    (
+      "place graph.json p --search-seconds=0 --search-seed=3".split(),
+      "--search-seed is of no use without a search",
+    ),
+    (["place", "graph.json", "p", "--verify"], "--verify runs a placed Saved"),
+    (["place", "model", "p", "--verify", "--fetch=y"], "no use with --fetch"),
+    (
+      ["place", "model", "p", "--listen-on-network"],
+      "--listen-on-network is for the processes that --verify starts",
+    ),
+    (["place", "graph.json", "p", "--follow-links"], "--follow-links is for"),
+    (["place", "graph.pb", "p.pb", "--follow-links"], "--follow-links is for"),
+    (
+      ["simulate", "graph.json", "p", "--overwrite"],
+      "--overwrite is of no use",
+    ),
+    (["run", "model", "--overwrite"], "--overwrite is of no use"),
+    (["run", "model", "--fetch=y"], "--fetch is of no use here"),
+    (["run", "model", "--serve"], "--serve needs the hosts"),
+    (["run", "model", "--host=a:1", "--task=0"], "--task 0 is for --serve"),
+    (["run", "model", "--host=a:1", "--limit-memory"], "of this machine"),
+    (
+      ["run", "model", "--host=a:1", "--host=b:1", "--serve", "--estimate"],
+      "--estimate is of no use with --serve",
+    ),
+  ],
+)
+def test_flag_without_effect_is_refused(argv, message, scratch, capsys):
+  (scratch / "model").mkdir()
+  (scratch / "graph.pb").touch()
+  cluster = [] if argv[0] == "inspect" else ["--cluster=cluster.toml"]
+  assert message in complaint(capsys, *argv, *cluster)
+
+
+def test_place_refuses_names_of_devices_that_tensorflow_lacks(scratch, capsys):
+  (scratch / "model").mkdir()
+  (scratch / "cluster.toml").write_text(CLUSTER.replace("/device:CPU:0", "a"))
+  argv = ("place", "model", "p", "--cluster=cluster.toml")
+  assert "device 'a' is no TensorFlow device" in complaint(capsys, *argv)
+
+
+@pytest.mark.parametrize(
+  "message, expected",
+  [
+    ("pass batch_size= for a", "pass --batch-size for a"),
+    ("give overwrite=True to", "give --overwrite to"),
+    ("use estimate=True", "use --estimate"),
+    ("name them with fetches=; no", "name them with --fetch; no"),
+    (
+      "inputs= is no use with profile=: it",
+      "--inputs is no use with --profile: it",
+    ),
+    ("input_shapes={'x': (32, 784)}", "--input-shape x=32,784"),
+    ("""input_shapes={"it's": (5,)} does""", "--input-shape it's=5 does"),
+    ("seed= must be", "--search-seed must be"),
+    # TensorFlow's own words stay.
+    ("Op[seed=0, seed2=0]", "Op[seed=0, seed2=0]"),
+    ("call(inputs=tf.Tensor)", "call(inputs=tf.Tensor)"),
+  ],
+)
+def test_messages_name_flags_for_arguments(message, expected):
+  assert with_flags(message) == expected
+
+
+@pytest.mark.parametrize(
   "old, new, message",
   [
     ("memory = 1000", "memory = -5", "memory: -5 is not a positive size"),
@@ -649,6 +732,7 @@ def test_bug_is_not_taken_for_bad_input(monkeypatch):
 def test_nothing_but_a_model_loads_tensorflow():
   script = """
 import sys
+from baechi_tf.cli.flag_names import with_flags
 from baechi_tf.cli.main import main
 argv = sys.argv[1:]
 cluster = "--cluster=cluster.toml"
