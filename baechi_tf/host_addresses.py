@@ -22,7 +22,7 @@ def split_address(address: str) -> tuple[str, int]:
   host, _, port = address.rpartition(":")
   if not (host and port.isdecimal() and 0 < int(port) < 1 << 16):
     raise ValueError(
-      f'--host {address!r} is not "address:port" with a port from 1 to 65535'
+      f'{address!r} is not "address:port" with a port from 1 to 65535'
     )
   return host, int(port)
 

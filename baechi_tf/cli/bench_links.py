@@ -144,8 +144,6 @@ def _default_devices(hosts: list[str]) -> tuple[str, ...]:
 
 
 def _check(args: argparse.Namespace, devices: list[str]) -> None:
-  if args.serve and not args.host:
-    raise ValueError("--serve needs the hosts: give --host for each")
   if len(set(args.host)) < len(args.host):
     raise ValueError(
       f"--host names one host twice: {', '.join(args.host)}; each process needs"

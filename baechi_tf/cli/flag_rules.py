@@ -103,8 +103,8 @@ _RULES = (
     "is of no use here: run takes a --signature",
   ),
   _Rule(
-    ("run",),
-    ("serve", "task"),
+    ("run", "bench-links"),
+    ("serve",),
     lambda args: not args.host,
     "needs the hosts: give --host for each",
   ),
