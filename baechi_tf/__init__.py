@@ -9,6 +9,8 @@ import importlib
 _PUBLIC = {
   "Budget": "search.budget",
   "Cluster": "cluster",
+  "CostSource": "costed_model",
+  "CostedModel": "costed_model",
   "Device": "cluster",
   "DeviceType": "cluster",
   "GraphItem": "graph_item",
@@ -18,6 +20,7 @@ _PUBLIC = {
   "Placement": "placement",
   "Plan": "planner",
   "Simulation": "simulator",
+  "cost_item": "pipeline",
   "item_from_function": "python_item",
   "item_from_keras": "python_item",
   "load": "saved_model",

@@ -5,6 +5,7 @@ stage's result is the next one's argument: an item gets costs, its graph is
 planned by `planner.plan`, and the plan's devices go into a copy of the model.
 """
 
+import dataclasses
 import os
 from collections.abc import Callable
 from collections.abc import Iterable
@@ -106,7 +107,7 @@ def place(
     progress: called with a line before each stage, and during long ones.
 
   Returns:
-    The plan, with the predicted step and the lower bound.
+    The plan, with the predicted step, the lower bound and notes of all stages.
 
   Raises:
     ValueError: the model, the output, the cluster or an argument is not right,
@@ -134,8 +135,9 @@ def place(
   item = read_item(
     model, signature=signature, fetches=fetches, tags=tags, rewrite=rewrite
   )
+  costed = cost_item(item, cluster, source, progress)
   planned = plan(
-    cost_item(item, cluster, source, progress).graph,
+    costed.graph,
     cluster,
     placer=placer,
     coplacement=coplacement,
@@ -146,10 +148,11 @@ def place(
   )
   progress("writing")
   with atomic.publishing() as outputs:
-    stage_placed(
+    written = stage_placed(
       outputs, model, to, item, planned, tags=tags, follow_links=follow_links
     )
-  return planned
+  notes = (*costed.notes, *planned.notes, *written)
+  return dataclasses.replace(planned, notes=notes)
 
 
 def cost_item(

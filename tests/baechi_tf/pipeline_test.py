@@ -236,6 +236,7 @@ def test_place_writes_the_model_that_it_planned(mlp, item, tmp_path):
   )
   assert (stages[0], stages[-1]) == ("reading the model", "writing")
   assert planned.ordered_ops
+  assert any("control edges keep" in x for x in planned.notes)
   assert planned.candidates[-1].placer == "search"
   placed = read_item(output, signature="train")
   device_of = planned.placement.as_dict()
