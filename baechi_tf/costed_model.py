@@ -94,6 +94,15 @@ class CostSource:
       if all(x is not None and x is not False for x in given):
         raise ValueError(f"{name}= is of no use with {other}=: {reason}")
 
+  def for_values(self, values: Mapping[str, np.ndarray]) -> "CostSource":
+    """Returns the same costs for inputs of the shapes of some values."""
+    return dataclasses.replace(
+      self,
+      batch_size=None,
+      input_shapes={name: value.shape for name, value in values.items()},
+      inputs=None,
+    )
+
   def measured_types(self, cluster: Cluster) -> Sequence[str]:
     """Returns the cluster's device types that are measured on this machine."""
     if self.estimate or self.profile is not None:

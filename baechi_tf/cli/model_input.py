@@ -174,11 +174,17 @@ def read_model(
   if is_cost_graph(args.model):
     progress("reading the cost graph")
     return CostedModel(read_cost_graph(args.model))
-  source = cost_source(args, cluster, input_source(args))
+  inputs = input_source(args)
+  # `place --verify` runs the step: it has a use for inputs that costs have not.
+  is_run = getattr(args, "verify", False) and (args.profile or args.estimate)
+  source = cost_source(args, cluster, CostSource() if is_run else inputs)
   item = read_step(args, progress)
-  # Imports TensorFlow, which `read_step` has loaded.
+  # These import TensorFlow, which `read_step` has loaded.
   from baechi_tf.pipeline import cost_item
+  from baechi_tf.pipeline import input_values
 
+  if is_run:
+    source = source.for_values(input_values(item, inputs))
   return cost_item(item, cluster, source, progress)
 
 

@@ -1,7 +1,6 @@
 """`baechi run`: runs a placed model, and shows the step beside the plan's."""
 
 import argparse
-import dataclasses
 import json
 import os
 
@@ -155,9 +154,9 @@ def run(args: argparse.Namespace) -> None:
     )
     graph, simulation = None, None
     if costs and device_of is not None:
-      shapes = {name: value.shape for name, value in values.items()}
-      costs = dataclasses.replace(costs, input_shapes=shapes)
-      graph, simulation = _predict(item, cluster, costs, device_of, progress)
+      graph, simulation = _predict(
+        item, cluster, costs.for_values(values), device_of, progress
+      )
     progress("starting the processes")
     with _processes(args, cluster) as running:
       progress("loading the model")

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 
+import numpy as np
 import pytest
 
 from baechi_tf.cli.main import main
@@ -147,7 +148,11 @@ def test_sigterm_ends_every_process(directory):
 
 def test_verify_never_takes_a_plan_that_is_slower(directory, capsys, tmp_path):
   # Links that cost nothing promise much; real ones take longer than the step.
+  inputs = str(tmp_path / "in.npz")
+  np.savez(inputs, **models.mlp_batch(0))
   arguments = (
+    "--signature=train",
+    f"--inputs={inputs}",
     f"--cluster={directory / 'cluster.toml'}",
     f"--profile={directory / 'profile'}",
     "--placer=m_etf",
@@ -155,7 +160,7 @@ def test_verify_never_takes_a_plan_that_is_slower(directory, capsys, tmp_path):
     "--json",
   )
   model, output = str(directory / "model"), str(tmp_path / "out")
-  assert main(["place", model, output, *STEP, *arguments]) == 0
+  assert main(["place", model, output, *arguments]) == 0
   fields = json.loads(capsys.readouterr().out)
   story = fields["verification"]
   first = story["attempts"][0]
