@@ -36,297 +36,375 @@ Instants
 The same order of starts, given to `strict`, gives the same times to the bit.
 """
 
-import heapq
-from typing import NamedTuple
-
 import numpy as np
 
 from baechi_tf.compiled import compiled
 from baechi_tf.compiled import compiled_inner
 from baechi_tf.compiled import inlined
+from baechi_tf.heap import pop
+from baechi_tf.heap import pop_event
+from baechi_tf.heap import push
+from baechi_tf.heap import push_event
 from baechi_tf.transfer import HALF_DUPLEX
-from baechi_tf.transfer import LinkCosts
+from baechi_tf.transfer import PARALLEL
+from baechi_tf.transfer import RECEIVE
 from baechi_tf.transfer import receive_begin
+from baechi_tf.transfer import SEND
 from baechi_tf.transfer import transfer_start
+from baechi_tf.transfer import transfer_work
 from baechi_tf.transfer import wall_end
 
 POLICIES = ("priority", "executor", "strict")
 PRIORITY, EXECUTOR, STRICT = range(len(POLICIES))
+STUCK = -1.0  # the makespan of a strict order that cannot be followed
+ABORTED = np.inf
+NUM_STARTED, NUM_TRANSFERS, NUM_EVENTS = range(3)  # entries of `Schedule.count`
 _NONE = -1
+_NO_KEY = np.iinfo(np.int64).max
+# Sums that bound a cost from below are rounded: never stop for less.
+_SLACK = 1 + 1e-9
 _receive_begin = inlined(receive_begin)
+_transfer_work = inlined(transfer_work)
 
 
 @compiled
-def find_transfers(num_devices, device, tensor_op, consumer_offsets, edge_op):
-  """Returns the transfers of a placement, by tensor and then receiving device.
+def run_step(x, s, policy, transfer_price, limit):
+  """Runs a step; returns its makespan and the total time of its transfers.
 
-  Of each transfer its tensor and its receiver; for each edge the transfer that
-  serves it (-1: the tensor is there already).
+  Args:
+    x: the `Step`.
+    s: the `Schedule`; what happens is left in it.
+    policy: an index into `POLICIES`.
+    transfer_price: what a microsecond of transfers adds to the cost.
+    limit: the makespan is `ABORTED` as soon as the cost must be above it. It is
+      `STUCK` if a strict order cannot be followed.
   """
-  num_tensors = len(tensor_op)
-  transfer_of = np.full(num_devices, -1, np.int64)
-  edge_transfer = np.full(len(edge_op), -1, np.int64)
-  tensors = []
-  targets = []
-  for tensor in range(num_tensors):
-    home = device[tensor_op[tensor]]
-    first, last = consumer_offsets[tensor], consumer_offsets[tensor + 1]
-    away = False
-    for edge in range(first, last):
-      target = device[edge_op[edge]]
-      if target != home:
-        transfer_of[target] = -2  # wanted, not numbered yet
-        away = True
-    if not away:
-      continue
-    for target in range(num_devices):
-      if transfer_of[target] == -2:
-        transfer_of[target] = len(tensors)
-        tensors.append(tensor)
-        targets.append(target)
-    for edge in range(first, last):
-      target = device[edge_op[edge]]
-      if target != home:
-        edge_transfer[edge] = transfer_of[target]
-  return (
-    np.array(tensors, dtype=np.int64),
-    np.array(targets, dtype=np.int64),
-    edge_transfer,
-  )
-
-
-class Step(NamedTuple):
-  """A placed step as arrays: n ops, m tensors, c transfers, D devices."""
-
-  device: np.ndarray  # [n]
-  durations: np.ndarray  # [n]
-  topological: np.ndarray  # [n] ops
-  rank: np.ndarray  # [n] where each op is in `topological`
-  order: np.ndarray  # [n] ops, the given order
-  tensor_offsets: np.ndarray  # [n + 1], an op's tensors
-  tensor_bytes: np.ndarray  # [m]
-  consumer_offsets: np.ndarray  # [m + 1], a tensor's consumers
-  edge_op: np.ndarray
-  transfer_tensor: np.ndarray  # [c]
-  transfer_source: np.ndarray  # [c] devices
-  transfer_target: np.ndarray  # [c] devices
-  send_work_us: np.ndarray  # [c]
-  receive_work_us: np.ndarray  # [c]
-  first_transfer: np.ndarray  # [m + 1], a tensor's transfers
-  processor: np.ndarray  # [D]
-  dispatch_us: np.ndarray  # [D]
-  links: LinkCosts
-  policy: int
-
-
-class _Run(NamedTuple):
-  """The state of a step in progress, on P processors."""
-
-  start: np.ndarray  # [n]
-  finish: np.ndarray  # [n]
-  sent: np.ndarray  # [c]
-  arrived: np.ndarray  # [c]
-  started: np.ndarray  # [n] ops in the order in which they started
-  missing: np.ndarray  # [n], what each op still waits for
-  position: np.ndarray  # [n], where each op is in the given order
-  turn: np.ndarray  # [n], the same among the ops of its processor
-  turns_begun: np.ndarray  # [P]
-  send_free: np.ndarray  # [D], when a channel is free
-  receive_free: np.ndarray  # [D]
-  running: np.ndarray  # [P], the op that runs, or _NONE
-  taken_until: np.ndarray  # [P], until when transfers keep it from starting
-  has_wake_up: np.ndarray  # [P], whether an event says so
-  # Per processor, a heap of its ready ops by position; for `executor`, by the
-  # round in which they became ready and then position, negative for those that
-  # an op of the processor made ready.
-  ready: list
-  # A heap of (when, what); by number, an op (its topological rank) ends, a
-  # transfer arrives, takes its sending work or its receiving work, a device may
-  # begin, a processor may go on.
-  events: list
-
-
-@compiled
-def run_step(x):
-  """Runs a `Step`.
-
-  Returns start and finish of every op, start and finish of every transfer, and
-  the ops in the order in which they started: fewer than n if no processor of a
-  strict order can go on.
-  """
-  run = _new_run(x)
   # Names of their own: each access to a field counts a reference to its array.
-  device, order, rank, topological = x.device, x.order, x.rank, x.topological
-  durations, processor, edge_op = x.durations, x.processor, x.edge_op
-  tensor_offsets, consumer_offsets = x.tensor_offsets, x.consumer_offsets
-  tensor_bytes, first_transfer = x.tensor_bytes, x.first_transfer
-  transfer_tensor, transfer_target = x.transfer_tensor, x.transfer_target
-  send_work, receive_work = x.send_work_us, x.receive_work_us
-  links, policy = x.links, x.policy
-  start, finish, sent, arrived = run.start, run.finish, run.sent, run.arrived
-  running, taken_until, turn = run.running, run.taken_until, run.turn
-  turns_begun, started, missing = run.turns_begun, run.started, run.missing
-  send_free, receive_free = run.send_free, run.receive_free
-  position, ready, events = run.position, run.ready, run.events
-  num_ops, num_transfers = len(device), len(transfer_tensor)
-  sends, receives = num_ops + num_transfers, num_ops + 2 * num_transfers
-  num_started, now, round_base = 0, 0.0, 0
+  device, duration, position, tail = s.device, s.duration, s.position, x.tail
+  order, turn, queue, missing = s.order, s.turn, s.queue, s.missing
+  start, finish, cause, count = s.start, s.finish, s.cause, s.count
+  started, ended, ready, next_us = s.started, s.ended, s.ready, s.next_us
+  ends, after, following = s.end, s.after, s.following
+  tensors, targets, begins, first = s.tensor, s.target, s.begin, s.first
+  tensor_bytes = x.tensor_bytes
+  event_us, event, rank, processor = s.event_us, s.event, x.rank, x.processor
+  tensor_offsets, dispatch, links = x.tensor_offsets, x.dispatch_us, x.links
+  consumer_offsets, consumers = x.consumer_offsets, x.consumers
+  num_ops, num_devices = x.durations.shape
+  num_processors, num_edges = len(s.load), len(consumers)
+  fifo = links.channel != PARALLEL
+  send_free = np.zeros(num_devices)
+  half = links.channel == HALF_DUPLEX
+  receive_free = send_free if half else np.zeros(num_devices)
+  sent_last = np.full(num_devices, _NONE)
+  received_last = sent_last if half else np.full(num_devices, _NONE)
+  front = np.full(num_devices, _NONE)
+  back = np.full(num_devices, _NONE)
+  wanted = np.zeros(num_devices, np.int64)
+  running = np.full(num_processors, _NONE)
+  last = np.full(num_processors, _NONE)
+  num_ready = np.zeros(num_processors, np.int64)
+  turns_begun = np.zeros(num_processors, np.int64)
+  queued = np.zeros(num_processors, np.int64)
+  queue_end = np.zeros(num_processors, np.int64)
+  has_wake_up = np.zeros(num_processors, np.bool_)
+  taken_until = np.zeros(num_processors)
+  remaining = s.load.copy()
+  _begin(x, s, policy, queued, queue_end)
+  num_events = count[NUM_EVENTS]
+  stride = 1
+  while stride < num_ops:
+    stride *= 2
+  makespan, transfer_us, now = 0.0, 0.0, 0.0
+  round_base, num_started, num_ended, num_sent = 0, 0, 0, 0
+  limit *= _SLACK
   while True:
-    for p in range(len(running)):
-      if running[p] != _NONE or taken_until[p] > now or len(ready[p]) == 0:
+    for p in range(num_processors):
+      if running[p] != _NONE or taken_until[p] > now:
         continue
-      op = order[abs(ready[p][0]) % num_ops]
+      key = _NO_KEY
+      base = p * num_ops
+      if num_ready[p] > 0:
+        key = ready[base]
+      source = queued[p] < queue_end[p]
+      if source:
+        op = queue[queued[p]]
+        source = position[op] <= key
+      if not source:
+        if key == _NO_KEY:
+          continue
+        op = order[abs(key) & (stride - 1)]
       if policy == STRICT and turn[op] != turns_begun[p]:
         continue
-      heapq.heappop(ready[p])
+      if source:
+        queued[p] += 1
+      else:
+        pop(ready, base, num_ready[p])
+        num_ready[p] -= 1
+      end = now + duration[op]
+      if start[op] < now:  # it was ready before the processor was free
+        cause[op] = last[p]
+      least = max(now + remaining[p], end + tail[op])
+      if least + transfer_price * transfer_us > limit:
+        return ABORTED, transfer_us
+      last[p] = op
       running[p] = op
+      next_us[p] = end
       turns_begun[p] += 1
       started[num_started] = op
       num_started += 1
       start[op] = now
-      finish[op] = now + durations[op]
-      heapq.heappush(events, (finish[op], rank[op]))
-    if len(events) == 0:
+      finish[op] = end
+      remaining[p] -= duration[op]
+    now = np.inf
+    for i in range(len(next_us)):
+      if next_us[i] < now:
+        now = next_us[i]
+    if num_events > 0 and event_us[0] < now:
+      now = event_us[0]
+    if now == np.inf:
       break
     if policy == EXECUTOR:
-      round_base += num_ops
-    now = events[0][0]
-    # All that happens now happens before anything starts.
-    while len(events) > 0 and events[0][0] == now:
-      event = heapq.heappop(events)[1]
-      if event < num_ops:
-        op = topological[event]
-        if finish[op] > now:  # transfers have taken some of its time
-          heapq.heappush(events, (finish[op], event))
-          continue
-        here = device[op]
-        running[processor[here]] = _NONE
-        first, last = tensor_offsets[op], tensor_offsets[op + 1]
-        for tensor in range(first, last):
-          for t in range(first_transfer[tensor], first_transfer[tensor + 1]):
-            target = transfer_target[t]
-            begin = transfer_start(
-              links.channel, send_free[here], receive_free[target], now
-            )
-            end = wall_end(begin, links, here, target, tensor_bytes[tensor])
-            send_free[here] = end
-            receive_free[target] = end
-            sent[t], arrived[t] = begin, end
-            heapq.heappush(events, (end, num_ops + t))
-            if send_work[t] > 0:
-              heapq.heappush(events, (begin, sends + t))
-            if receive_work[t] > 0:
-              at = _receive_begin(begin, end, receive_work[t])
-              heapq.heappush(events, (at, receives + t))
-      elif event < sends:
-        here = transfer_target[event - num_ops]
-        first = transfer_tensor[event - num_ops]
-        last = first + 1
-      else:
-        _happen(x, run, now, round_base, event)
-        continue
-      for edge in range(consumer_offsets[first], consumer_offsets[last]):
-        op = edge_op[edge]
-        if device[op] == here:
-          missing[op] -= 1
-          if missing[op] == 0:
-            key = round_base + position[op]
-            if policy == EXECUTOR and event < num_ops:
+      round_base += stride
+    while True:  # ops end
+      p = _NONE
+      for i in range(num_processors):
+        if next_us[i] == now:
+          if p == _NONE or rank[running[i]] < rank[running[p]]:
+            p = i
+      if p == _NONE:
+        break
+      op = running[p]
+      here = device[op]
+      running[p] = _NONE
+      next_us[p] = np.inf
+      ended[num_ended] = op
+      num_ended += 1
+      makespan = max(makespan, now + dispatch[here])
+      for tensor in range(tensor_offsets[op], tensor_offsets[op + 1]):
+        away = 0
+        for e in range(consumer_offsets[tensor], consumer_offsets[tensor + 1]):
+          user = consumers[e]
+          k = device[user]
+          if k != here:
+            away += 1
+            wanted[k] += 1
+            continue
+          missing[user] -= 1
+          if missing[user] == 0:
+            start[user] = now  # when it became ready, until it starts
+            cause[user] = op
+            key = round_base + position[user]
+            if policy == EXECUTOR:
               key = -key
-            heapq.heappush(ready[processor[here]], key)
-  return start, finish, sent, arrived, started[:num_started]
+            push(ready, p * num_ops, num_ready[p], key)
+            num_ready[p] += 1
+        for k in range(num_devices):
+          if away == 0:
+            break
+          if wanted[k] == 0:
+            continue
+          away -= wanted[k]
+          wanted[k] = 0
+          size = tensor_bytes[tensor]
+          begin = transfer_start(
+            links.channel, send_free[here], receive_free[k], now
+          )
+          end = wall_end(begin, links, here, k, size)
+          i = num_sent
+          num_sent += 1
+          after[i] = op
+          if begin > now:
+            busier = send_free[here] >= receive_free[k]
+            after[i] = sent_last[here] if busier else received_last[k]
+          sent_last[here] = op
+          received_last[k] = op
+          send_free[here] = end
+          receive_free[k] = end
+          transfer_us += end - begin
+          tensors[i] = tensor
+          targets[i] = k
+          begins[i] = begin
+          ends[i] = end
+          following[i] = _NONE
+          if back[k] == _NONE:
+            first[k] = i
+          else:
+            following[back[k]] = i
+          back[k] = i
+          if fifo:
+            if front[k] == _NONE:
+              front[k] = i
+              next_us[num_processors + k] = end
+          else:
+            push_event(event_us, event, num_events, end, i)
+            num_events += 1
+          if x.works:
+            count[NUM_EVENTS] = num_events
+            _book_work(x, s, i, here)
+            num_events = count[NUM_EVENTS]
+    while True:  # tensors arrive, then all else happens
+      i = _NONE
+      for k in range(num_devices):
+        if next_us[num_processors + k] == now:
+          i = front[k]
+          front[k] = following[i]
+          next_us[num_processors + k] = np.inf
+          if front[k] != _NONE:
+            next_us[num_processors + k] = ends[front[k]]
+          break
+      if i == _NONE:
+        if num_events == 0 or event_us[0] > now:
+          break
+        i = event[0]
+        pop_event(event_us, event, num_events)
+        num_events -= 1
+        if i >= num_edges:
+          count[NUM_EVENTS] = num_events
+          taken = (running, taken_until, has_wake_up, num_ready)
+          _happen(x, s, i, now, round_base, taken)
+          num_events = count[NUM_EVENTS]
+          continue
+      tensor, here = tensors[i], targets[i]
+      p = processor[here]
+      for e in range(consumer_offsets[tensor], consumer_offsets[tensor + 1]):
+        user = consumers[e]
+        if device[user] == here:
+          missing[user] -= 1
+          if missing[user] == 0:
+            start[user] = now
+            cause[user] = after[i]
+            key = round_base + position[user]
+            push(ready, p * num_ops, num_ready[p], key)
+            num_ready[p] += 1
+  count[NUM_STARTED] = num_started
+  count[NUM_TRANSFERS] = num_sent
+  if num_started < num_ops:
+    return STUCK, transfer_us
+  return makespan, transfer_us
 
 
 @compiled_inner
-def _new_run(x):
-  """The state before the first op starts."""
-  num_ops, num_transfers = len(x.device), len(x.transfer_tensor)
-  num_devices, num_processors = len(x.processor), x.processor.max() + 1
-  position = np.empty(num_ops, np.int64)
-  turn = np.empty(num_ops, np.int64)
-  count = np.zeros(num_processors, np.int64)
-  for i, op in enumerate(x.order):
-    p = x.processor[x.device[op]]
-    position[op] = i
-    turn[op] = count[p]
-    count[p] += 1
-  missing = np.ones(num_ops, np.int64)  # each op waits for the step to begin
-  for op in x.edge_op:
-    missing[op] += 1
-  send_free = np.zeros(num_devices)
-  half = x.links.channel == HALF_DUPLEX
-  none = range(0)  # gives an empty list its type
-  run = _Run(
-    np.zeros(num_ops),
-    np.zeros(num_ops),
-    np.zeros(num_transfers),
-    np.zeros(num_transfers),
-    np.empty(num_ops, np.int64),
-    missing,
-    position,
-    turn,
-    np.zeros(num_processors, np.int64),
-    send_free,
-    send_free if half else np.zeros(num_devices),
-    np.full(num_processors, _NONE),
-    np.zeros(num_processors),
-    np.zeros(num_processors, np.bool_),
-    [[np.int64(0) for _ in none] for _ in range(num_processors)],
-    [(0.0, np.int64(0)) for _ in none],
+def _begin(x, s, policy, queued, queue_end):
+  """Sets what each op waits for, before the step."""
+  device, processor, dispatch = s.device, x.processor, x.dispatch_us
+  missing, sources, queue, start, cause = (
+    s.missing,
+    s.sources,
+    s.queue,
+    s.start,
+    s.cause,
   )
-  for op in x.topological:
-    if x.dispatch_us[x.device[op]] == 0:
-      _arrive(x, run, 0, op)
-  dispatches = num_ops + 3 * num_transfers
-  for k in range(num_devices):
-    if x.dispatch_us[k] > 0:
-      heapq.heappush(run.events, (x.dispatch_us[k], dispatches + k))
-  return run
+  num_processors = len(queue_end)
+  s.missing[:] = x.num_inputs
+  s.next_us[:] = np.inf
+  s.first[:] = _NONE
+  late = False
+  num_events = 0
+  for k in range(len(dispatch)):
+    if dispatch[k] > 0:
+      late = True
+      code = _first_dispatch(x) + k
+      push_event(s.event_us, s.event, num_events, dispatch[k], code)
+      num_events += 1
+  s.count[NUM_EVENTS] = num_events
+  if late:
+    for op in range(len(missing)):
+      missing[op] += dispatch[device[op]] > 0
+  for i in range(len(sources)):
+    k = device[sources[i]]
+    if dispatch[k] == 0:
+      queue_end[processor[k]] += 1
+  for p in range(1, num_processors):
+    queue_end[p] += queue_end[p - 1]
+    queued[p] = queue_end[p - 1]
+  queue_end[:] = queued
+  for i in range(len(sources)):
+    op = sources[i]
+    k = device[op]
+    if dispatch[k] == 0:
+      p = processor[k]
+      queue[queue_end[p]] = op
+      queue_end[p] += 1
+      start[op] = 0.0
+      cause[op] = _NONE
+  if policy == STRICT:
+    turns = np.zeros(num_processors, np.int64)
+    turn, order = s.turn, s.order
+    for i in range(len(order)):
+      op = order[i]
+      p = processor[device[op]]
+      turn[op] = turns[p]
+      turns[p] += 1
+
+
+@inlined
+def _first_dispatch(x):
+  """The number of the first event by which a device begins."""
+  return len(x.consumers) + 2 * len(x.tensor_op) * len(x.dispatch_us)
 
 
 @compiled_inner
-def _arrive(x, run, round_base, op):
-  """Notes that an op waits for one thing less; perhaps it is ready."""
-  run.missing[op] -= 1
-  if run.missing[op] == 0:
-    p = x.processor[x.device[op]]
-    heapq.heappush(run.ready[p], round_base + run.position[op])
+def _book_work(x, s, i, source):
+  """Books what a transfer takes of the processors at its ends."""
+  links, events = x.links, s.count[NUM_EVENTS]
+  tensor, target, begin = s.tensor[i], s.target[i], s.begin[i]
+  span = len(x.tensor_op) * len(x.dispatch_us)
+  size = x.tensor_bytes[tensor]
+  code = len(x.consumers) + x.tensor_id[tensor] * len(x.dispatch_us) + target
+  if _transfer_work(links, SEND, source, target, size) > 0:
+    push_event(s.event_us, s.event, events, begin, code)
+    events += 1
+  work = _transfer_work(links, RECEIVE, source, target, size)
+  if work > 0:
+    at = _receive_begin(begin, s.end[i], work)
+    push_event(s.event_us, s.event, events, at, code + span)
+    events += 1
+  s.count[NUM_EVENTS] = events
 
 
 @compiled_inner
-def _happen(x, run, now, round_base, event):
+def _happen(x, s, code, now, round_base, processors):
   """An event that is neither the end of an op nor an arrival."""
-  num_transfers = len(x.transfer_tensor)
-  sends = len(x.device) + num_transfers
-  receives = sends + num_transfers
-  dispatches = receives + num_transfers
-  wake_ups = dispatches + len(x.processor)
-  if event < receives:
-    t = event - sends
-    p = x.processor[x.transfer_source[t]]
-    _take(run, now, p, x.send_work_us[t], wake_ups)
-  elif event < dispatches:
-    t = event - receives
-    p = x.processor[x.transfer_target[t]]
-    _take(run, now, p, x.receive_work_us[t], wake_ups)
-  elif event < wake_ups:
-    for op in x.topological:
-      if x.device[op] == event - dispatches:
-        _arrive(x, run, round_base, op)
+  running, taken_until, has_wake_up, num_ready = processors
+  dispatches = _first_dispatch(x)
+  num_ops, num_devices = x.durations.shape
+  wake_ups = dispatches + num_devices
+  events = s.count[NUM_EVENTS]
+  if code < dispatches:
+    end_of, key = divmod(
+      code - len(x.consumers), len(x.tensor_op) * num_devices
+    )
+    target = key % num_devices
+    tensor = x.tensor_of_id[key // num_devices]
+    source = s.device[x.tensor_op[tensor]]
+    p = x.processor[target if end_of == RECEIVE else source]
+    work = _transfer_work(
+      x.links, end_of, source, target, x.tensor_bytes[tensor]
+    )
+    if running[p] != _NONE:
+      s.finish[running[p]] += work
+      s.next_us[p] = s.finish[running[p]]
+      return
+    taken_until[p] = max(now, taken_until[p]) + work
+    if not has_wake_up[p]:
+      has_wake_up[p] = True
+      push_event(s.event_us, s.event, events, taken_until[p], wake_ups + p)
+      s.count[NUM_EVENTS] = events + 1
+  elif code < wake_ups:
+    k = code - dispatches
+    p = x.processor[k]
+    for op in range(num_ops):
+      if s.device[op] == k:
+        s.missing[op] -= 1
+        if s.missing[op] == 0:
+          s.start[op] = now
+          s.cause[op] = _NONE
+          push(s.ready, p * num_ops, num_ready[p], round_base + s.position[op])
+          num_ready[p] += 1
   else:
-    p = event - wake_ups
-    run.has_wake_up[p] = run.taken_until[p] > now  # more has been taken
-    if run.has_wake_up[p]:
-      heapq.heappush(run.events, (run.taken_until[p], event))
-
-
-@compiled_inner
-def _take(run, now, p, work, wake_ups):
-  """Takes a transfer's work of a processor: of its op, or before its next."""
-  if run.running[p] != _NONE:
-    run.finish[run.running[p]] += work  # its event is brought up to date later
-    return
-  run.taken_until[p] = max(now, run.taken_until[p]) + work
-  if not run.has_wake_up[p]:
-    run.has_wake_up[p] = True
-    heapq.heappush(run.events, (run.taken_until[p], wake_ups + p))
+    p = code - wake_ups
+    has_wake_up[p] = taken_until[p] > now  # more has been taken
+    if has_wake_up[p]:
+      push_event(s.event_us, s.event, events, taken_until[p], code)
+      s.count[NUM_EVENTS] = events + 1

@@ -13,18 +13,20 @@ import functools
 import numpy as np
 
 from baechi_tf.cluster import Cluster
-from baechi_tf.event_loop import find_transfers
+from baechi_tf.event_loop import NUM_STARTED
+from baechi_tf.event_loop import NUM_TRANSFERS
 from baechi_tf.event_loop import POLICIES
 from baechi_tf.event_loop import run_step
-from baechi_tf.event_loop import Step
-from baechi_tf.op_graph import offsets_of
 from baechi_tf.op_graph import OpGraph
+from baechi_tf.schedule import new_schedule
+from baechi_tf.schedule import Step
 from baechi_tf.shortage import memory_by_kind
 from baechi_tf.shortage import Shortage
 from baechi_tf.shortage import shortage_message
 from baechi_tf.transfer import link_costs
 from baechi_tf.transfer import RECEIVE
 from baechi_tf.transfer import SEND
+from baechi_tf.transfer import takes_processors
 from baechi_tf.transfer import transfer_work
 
 
@@ -110,67 +112,41 @@ def simulate(
     raise ValueError(
       f"policy is {policy!r}, must be one of {', '.join(POLICIES)}"
     )
-  # Copies: compiled code takes arrays that it may and may not write to for two
-  # kinds, and would be compiled twice.
   device = np.array(device, np.int64)
   order = _checked_order(graph, graph.order if order is None else order)
-  times = graph.times_on(cluster.types)
-  durations = times[np.arange(graph.num_ops), device]
-  tensor, target, edge_transfer = find_transfers(
-    cluster.num_devices,
-    device,
-    graph.tensor_op,
-    graph.consumer_offsets,
-    graph.edge_op,
-  )
-  links = link_costs(cluster)
-  source = device[graph.tensor_op[tensor]]
-  size = graph.tensor_bytes[tensor]
-  send_work_us = transfer_work(links, SEND, source, target, size)
-  receive_work_us = transfer_work(links, RECEIVE, source, target, size)
-  start, finish, begin, end, started = run_step(
-    Step(
-      device=device,
-      durations=durations,
-      topological=graph.order,
-      rank=graph.rank,
-      order=order,
-      tensor_offsets=graph.tensor_offsets,
-      tensor_bytes=graph.tensor_bytes,
-      consumer_offsets=graph.consumer_offsets,
-      edge_op=graph.edge_op,
-      transfer_tensor=tensor,
-      transfer_source=source,
-      transfer_target=target,
-      send_work_us=send_work_us,
-      receive_work_us=receive_work_us,
-      first_transfer=offsets_of(tensor, len(graph.tensor_op)),
-      processor=cluster.processor,
-      dispatch_us=cluster.dispatch_us,
-      links=links,
-      policy=POLICIES.index(policy),
-    )
-  )
+  step = _step(graph, cluster)
+  run = new_schedule(step, device, order)
+  run_step(step, run, POLICIES.index(policy), 0.0, np.inf)
+  started = run.started[: run.count[NUM_STARTED]].astype(np.int64)
   if len(started) < graph.num_ops:
     raise ValueError(_why_stuck(graph, cluster, device, order, started))
+  booked = slice(run.count[NUM_TRANSFERS])
+  tensor, target = run.tensor[booked], run.target[booked]
+  sequence = np.lexsort((target, tensor))
+  tensor = tensor[sequence].astype(np.int64)
+  target = target[sequence].astype(np.int64)
+  begin, end = run.begin[booked][sequence], run.end[booked][sequence]
+  source = device[graph.tensor_op[tensor]]
+  size = graph.tensor_bytes[tensor]
+  send_work_us = transfer_work(step.links, SEND, source, target, size)
+  receive_work_us = transfer_work(step.links, RECEIVE, source, target, size)
   memory_time_us, memory_bytes = _memory_over_time(
     graph,
     cluster.num_devices,
     device,
-    start,
-    finish,
+    run.start,
+    run.finish,
     tensor,
     target,
     begin,
-    edge_transfer,
   )
-  heard_us = finish + cluster.dispatch_us[device]
+  heard_us = run.finish + cluster.dispatch_us[device]
   return Simulation(
     policy=policy,
     device=device,
     order=started,
-    start_time_us=start,
-    finish_time_us=finish,
+    start_time_us=run.start,
+    finish_time_us=run.finish,
     transfer_tensor=tensor,
     transfer_target=target,
     transfer_start_us=begin,
@@ -178,12 +154,43 @@ def simulate(
     send_work_us=send_work_us,
     receive_work_us=receive_work_us,
     makespan_us=float(heard_us.max(initial=0.0)),
-    busy_time_us=_sum_by(device, durations, cluster.num_devices),
+    busy_time_us=_sum_by(device, run.duration, cluster.num_devices),
     transfer_work_us=_sum_by(source, send_work_us, cluster.num_devices)
     + _sum_by(target, receive_work_us, cluster.num_devices),
     bytes_moved=int(size.sum()),
     memory_time_us=memory_time_us,
     memory_bytes=memory_bytes,
+  )
+
+
+def _step(graph: OpGraph, cluster: Cluster) -> Step:
+  """Returns a graph on a cluster as the arrays of the event loop.
+
+  Raises:
+    ValueError: the graph has no times for a device's type.
+  """
+  tensors = np.arange(len(graph.tensor_op))
+  links = link_costs(cluster)
+  return Step(
+    # A copy: compiled code takes arrays that it may and may not write to for
+    # two kinds, and would be compiled twice.
+    durations=np.array(graph.times_on(cluster.types)),
+    tail=np.zeros(graph.num_ops),
+    rank=graph.rank.astype(np.int32),
+    num_inputs=np.bincount(graph.edge_op, minlength=graph.num_ops).astype(
+      np.int32
+    ),
+    tensor_offsets=graph.tensor_offsets.astype(np.int32),
+    tensor_op=graph.tensor_op.astype(np.int32),
+    tensor_bytes=graph.tensor_bytes,
+    tensor_id=tensors,
+    tensor_of_id=tensors,
+    consumer_offsets=graph.consumer_offsets.astype(np.int32),
+    consumers=graph.edge_op.astype(np.int32),
+    processor=cluster.processor,
+    dispatch_us=cluster.dispatch_us,
+    links=links,
+    works=takes_processors(links),
   )
 
 
@@ -309,15 +316,17 @@ def _memory_over_time(
   transfer_tensor,
   transfer_target,
   transfer_start_us,
-  edge_transfer,
 ):
   """Returns, per device, when its memory changes and what it is from then."""
   # Until when each tensor, and each received copy of one, is wanted.
   tensor_end = finish[graph.tensor_op]
   np.maximum.at(tensor_end, graph.edge_tensor, finish[graph.edge_op])
   copy_end = np.zeros(len(transfer_tensor))
-  sent = edge_transfer >= 0
-  np.maximum.at(copy_end, edge_transfer[sent], finish[graph.edge_op[sent]])
+  sent = device[graph.edge_op] != device[graph.edge_source]
+  copies = transfer_tensor * num_devices + transfer_target
+  wanted = graph.edge_tensor[sent] * num_devices + device[graph.edge_op[sent]]
+  transfer = np.searchsorted(copies, wanted)
+  np.maximum.at(copy_end, transfer, finish[graph.edge_op[sent]])
 
   where = np.concatenate([device, device[graph.tensor_op], transfer_target])
   begin = np.concatenate([start, start[graph.tensor_op], transfer_start_us])

@@ -84,7 +84,7 @@ def _accept(x, s, room, policy, prices, limit, best):
   elif not fits and not best_fits:
     better = cost < tally[BEST_COST]
   if better:
-    best.device[:] = s.device
+    best.device[:] = s.schedule.device
     tally[BEST_COST] = cost
     tally[BEST_MAKESPAN] = makespan
     tally[BEST_OVERFLOW] = overflow
@@ -94,7 +94,7 @@ def _accept(x, s, room, policy, prices, limit, best):
 @compiled_inner
 def _find_chain(s, room):
   """Lists the ops that the last to end waited for, one after another."""
-  finish, cause, chain = s.finish, s.cause, room.chain
+  finish, cause, chain = s.schedule.finish, s.schedule.cause, room.chain
   op = np.argmax(finish)
   length = 0
   while op >= 0 and length < len(chain):

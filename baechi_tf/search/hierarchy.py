@@ -39,17 +39,17 @@ def make_hierarchy(graph: OpGraph, x: Instance, seed: int) -> Hierarchy:
   """
   rng = np.random.default_rng(seed)
   num_devices = len(x.memory)
-  links = x.links
+  links = x.step.links
   apart = ~np.eye(num_devices, dtype=bool)
   latency = links.latency_us[apart].mean() if num_devices > 1 else 0.0
   per_byte = links.us_per_byte[apart].mean() if num_devices > 1 else 0.0
   edge_tensor = np.repeat(
-    np.arange(len(x.tensor_op)), np.diff(x.consumer_offsets)
+    np.arange(len(x.step.tensor_op)), np.diff(x.step.consumer_offsets)
   )
-  weight = latency + x.tensor_bytes[edge_tensor] * per_byte + 1e-6
-  source, target = x.tensor_op[edge_tensor], x.consumers
+  weight = latency + x.step.tensor_bytes[edge_tensor] * per_byte + 1e-6
+  source, target = x.step.tensor_op[edge_tensor], x.step.consumers
   cluster = graph.group[graph.order]
-  work = np.bincount(cluster, weights=x.durations.mean(axis=1))
+  work = np.bincount(cluster, weights=x.step.durations.mean(axis=1))
   largest = work.sum() / num_devices * _LARGEST
   levels = [cluster]
   while len(levels) < _MOST_LEVELS and len(work) > 4 * num_devices:

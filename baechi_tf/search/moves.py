@@ -36,7 +36,7 @@ class Room(NamedTuple):
 
 def make_room(x: Instance, hierarchy: Hierarchy, seed: int) -> Room:
   """Returns room for moves; equal seeds give equal moves."""
-  num_ops = len(x.durations)
+  num_ops = len(x.step.durations)
   start = np.random.default_rng(seed).integers(1, 2**63, 1, np.uint64)
   return Room(
     ops=np.zeros(num_ops, np.int32),
@@ -70,7 +70,7 @@ def below(state, n):
 def move(x, s, h, room):
   """Moves some ops at random; returns how many."""
   random, ops, homes = room.random, room.ops, room.homes
-  num_ops, num_devices = x.durations.shape
+  num_ops, num_devices = x.step.durations.shape
   room.count[0] += 1
   kind = uniform(random)
   # A level is half as likely as the one below.
@@ -86,7 +86,7 @@ def move(x, s, h, room):
     seed = room.chain[below(random, room.count[1])]
   else:
     seed = below(random, num_ops)
-  home = s.device[seed]
+  home = s.schedule.device[seed]
   if _CRITICAL_CLUSTER <= kind < _REGION:
     taken = _region(x, s, h, room, seed)
   else:
@@ -97,21 +97,21 @@ def move(x, s, h, room):
   moved = 0
   for i in range(taken):
     op = ops[i]
-    if s.device[op] != target and not x.fixed[op]:
+    if s.schedule.device[op] != target and not x.fixed[op]:
       ops[moved] = op
-      homes[moved] = s.device[op]
+      homes[moved] = s.schedule.device[op]
       moved += 1
   if kind >= _PART and target != home and moved > 0:
     other = below(random, num_ops)
     for _ in range(20):
-      if s.device[other] == target:
+      if s.schedule.device[other] == target:
         break
       other = below(random, num_ops)
     cluster = h.cluster[level, other]
-    if cluster != h.cluster[level, seed] and s.device[other] == target:
+    if cluster != h.cluster[level, seed] and s.schedule.device[other] == target:
       forth = moved
       for i in range(h.offsets[cluster], h.offsets[cluster + 1]):
-        if s.device[h.ops[i]] == target and not x.fixed[h.ops[i]]:
+        if s.schedule.device[h.ops[i]] == target and not x.fixed[h.ops[i]]:
           ops[moved] = h.ops[i]
           homes[moved] = target
           moved += 1
@@ -139,7 +139,7 @@ def _cluster(h, s, level, seed, ops, on_one_device):
   taken = 0
   for i in range(h.offsets[cluster], h.offsets[cluster + 1]):
     op = h.ops[i]
-    if not on_one_device or s.device[op] == s.device[seed]:
+    if not on_one_device or s.schedule.device[op] == s.schedule.device[seed]:
       ops[taken] = op
       taken += 1
   return taken
@@ -149,7 +149,7 @@ def _cluster(h, s, level, seed, ops, on_one_device):
 def _region(x, s, h, room, seed):
   """Lists a connected region of groups on the seed's device, 2 to 256 ops."""
   random, queue, seen, group = room.random, room.queue, room.seen, h.cluster[0]
-  home = s.device[seed]
+  home = s.schedule.device[seed]
   most = 2.0 ** (1 + 7 * uniform(random))
   tick = room.count[0]
   head, tail, taken = 0, 1, 0
@@ -163,17 +163,17 @@ def _region(x, s, h, room, seed):
       room.ops[taken] = op
       taken += 1
       for j in range(x.input_offsets[op], x.input_offsets[op + 1]):
-        near = x.tensor_op[x.inputs[j]]
-        if s.device[near] == home and seen[group[near]] != tick:
+        near = x.step.tensor_op[x.inputs[j]]
+        if s.schedule.device[near] == home and seen[group[near]] != tick:
           if uniform(random) < _LEAP:
             seen[group[near]] = tick
             queue[tail] = near
             tail += 1
-      for t in range(x.tensor_offsets[op], x.tensor_offsets[op + 1]):
-        first, end = x.consumer_offsets[t], x.consumer_offsets[t + 1]
+      for t in range(x.step.tensor_offsets[op], x.step.tensor_offsets[op + 1]):
+        first, end = x.step.consumer_offsets[t], x.step.consumer_offsets[t + 1]
         for j in range(first, min(end, first + _MOST_CONSUMERS)):
-          near = x.consumers[j]
-          if s.device[near] == home and seen[group[near]] != tick:
+          near = x.step.consumers[j]
+          if s.schedule.device[near] == home and seen[group[near]] != tick:
             if uniform(random) < _LEAP:
               seen[group[near]] = tick
               queue[tail] = near
@@ -185,11 +185,13 @@ def _region(x, s, h, room, seed):
 def _device_of_neighbour(x, s, random, op):
   """The device of a random producer or consumer of an op."""
   num_inputs = x.input_offsets[op + 1] - x.input_offsets[op]
-  first = x.consumer_offsets[x.tensor_offsets[op]]
-  num_outputs = x.consumer_offsets[x.tensor_offsets[op + 1]] - first
+  first = x.step.consumer_offsets[x.step.tensor_offsets[op]]
+  num_outputs = x.step.consumer_offsets[x.step.tensor_offsets[op + 1]] - first
   if num_inputs + num_outputs == 0:
     return below(random, len(x.memory))
   i = below(random, num_inputs + num_outputs)
   if i < num_inputs:
-    return np.int64(s.device[x.tensor_op[x.inputs[x.input_offsets[op] + i]]])
-  return np.int64(s.device[x.consumers[first + i - num_inputs]])
+    return np.int64(
+      s.schedule.device[x.step.tensor_op[x.inputs[x.input_offsets[op] + i]]]
+    )
+  return np.int64(s.schedule.device[x.step.consumers[first + i - num_inputs]])

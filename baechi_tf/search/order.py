@@ -33,19 +33,24 @@ def orders_of(x: Instance, device: np.ndarray) -> list[np.ndarray]:
 def _upward_rank(x, device, transfers):
   """The longest path of times from each op's start to the step's end."""
   rank = np.zeros(len(device))
-  links = x.links
+  links = x.step.links
   for op in range(len(device) - 1, -1, -1):
     k = device[op]
     after = 0.0
-    for tensor in range(x.tensor_offsets[op], x.tensor_offsets[op + 1]):
-      first, end = x.consumer_offsets[tensor], x.consumer_offsets[tensor + 1]
+    for tensor in range(
+      x.step.tensor_offsets[op], x.step.tensor_offsets[op + 1]
+    ):
+      first, end = (
+        x.step.consumer_offsets[tensor],
+        x.step.consumer_offsets[tensor + 1],
+      )
       for i in range(first, end):
-        user = x.consumers[i]
+        user = x.step.consumers[i]
         path = rank[user]
         there = device[user]
         if transfers and there != k:
           path += links.latency_us[k, there]
-          path += x.tensor_bytes[tensor] * links.us_per_byte[k, there]
+          path += x.step.tensor_bytes[tensor] * links.us_per_byte[k, there]
         after = max(after, path)
-    rank[op] = x.durations[op, k] + after
+    rank[op] = x.step.durations[op, k] + after
   return rank

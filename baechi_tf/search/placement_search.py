@@ -24,11 +24,11 @@ from baechi_tf.search.annealing import BEST_OVERFLOW
 from baechi_tf.search.annealing import Problem
 from baechi_tf.search.budget import Budget
 from baechi_tf.search.evaluation import evaluate
+from baechi_tf.search.folded import folded_placements
 from baechi_tf.search.hierarchy import make_hierarchy
 from baechi_tf.search.instance import Instance
 from baechi_tf.search.instance import make_instance
 from baechi_tf.search.instance import make_state
-from baechi_tf.search.instance import State
 from baechi_tf.search.moves import make_room
 from baechi_tf.search.order import orders_of
 
@@ -123,6 +123,9 @@ def search(
   # Starts that are the same are one.
   starts = np.unique(np.array(starts, np.int64), axis=0)
   places = [start[graph.order] for start in starts]
+  for folded in folded_placements(x, graph.group[graph.order]):
+    folded[x.fixed] = places[0][x.fixed]
+    places.append(folded)
   number = POLICIES.index(policy)
   scale_us = min(_makespan(x, device, number) for device in places) or 1.0
   memory = float(x.memory.sum(dtype=np.float64))
@@ -151,13 +154,6 @@ def _makespan(x: Instance, device: np.ndarray, policy: int) -> float:
   return evaluate(x, make_state(x, device), policy, 0.0, 0.0, np.inf)[0]
 
 
-def _state(x: Instance, device: np.ndarray, order: np.ndarray) -> State:
-  state = make_state(x, device)
-  state.order[:] = order
-  state.position[order] = np.arange(len(order))
-  return state
-
-
 def _entries(problem: Problem, places: Sequence[np.ndarray]) -> list[_Entry]:
   """Returns the starts, each with all orders that the policy goes by."""
   x, _, policy, prices = problem
@@ -166,7 +162,7 @@ def _entries(problem: Problem, places: Sequence[np.ndarray]) -> list[_Entry]:
     orders = orders_of(x, device)
     for order in orders if policy == PRIORITY else orders[:1]:
       makespan, transfer_us, overflow = evaluate(
-        x, _state(x, device, order), policy, 0.0, 0.0, np.inf
+        x, make_state(x, device, order), policy, 0.0, 0.0, np.inf
       )
       cost = makespan + prices @ [transfer_us, overflow]
       entries.append(_Entry.of(device, order, cost, makespan, overflow))
@@ -231,8 +227,8 @@ class _Race:
   def _rate(self) -> float:
     """Returns about how many placements are evaluated in a second."""
     problem, entry = self._problem, self.best
-    state = _state(problem.x, entry.device, entry.order)
-    best = Best(state.device.copy(), np.full(4, np.inf))
+    state = make_state(problem.x, entry.device, entry.order)
+    best = Best(state.schedule.device.copy(), np.full(4, np.inf))
     room = make_room(problem.x, problem.hierarchy, self._budget.seed)
     anneal(problem, state, room, 0.0, 0, best)  # compiles it, the first time
     begin = time.perf_counter()
@@ -248,9 +244,9 @@ class _Race:
     if free_transfers:
       prices = problem.prices * [0.0, 1.0]
       problem = problem._replace(prices=prices)
-    state = _state(problem.x, entry.device, entry.order)
+    state = make_state(problem.x, entry.device, entry.order)
     room = make_room(problem.x, problem.hierarchy, seed)
-    best = Best(state.device.copy(), np.full(4, np.inf))
+    best = Best(state.schedule.device.copy(), np.full(4, np.inf))
     begin = time.perf_counter()
     done, spent = 0, 0.0
     chunk = max(1, math.ceil(amount / _STEPS))
@@ -269,7 +265,7 @@ class _Race:
 
   def _try(self, problem, state, room, heat, count, best) -> None:
     """Tries `count` placements, and keeps the best so far."""
-    at_once = max(1, _OPS_AT_ONCE // len(state.device))
+    at_once = max(1, _OPS_AT_ONCE // len(state.schedule.device))
     while count > 0 and not self.best.is_enough(self._enough_us):
       now = min(count, at_once)
       anneal(problem, state, room, heat, now, best)
@@ -277,7 +273,7 @@ class _Race:
       self.evaluations += now
       found = _Entry.of(
         best.device,
-        state.order,
+        state.schedule.order,
         best.tally[BEST_COST],
         best.tally[BEST_MAKESPAN],
         best.tally[BEST_OVERFLOW],

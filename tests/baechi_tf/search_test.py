@@ -58,8 +58,8 @@ def agrees(graph, cluster, x, state, policy):
     x, state, POLICIES.index(policy), 0.0, 0.0, np.inf
   )
   device = np.empty(graph.num_ops, np.int64)
-  device[graph.order] = state.device
-  order = graph.order[state.order]
+  device[graph.order] = state.schedule.device
+  order = graph.order[state.schedule.order]
   simulation = simulate(graph, cluster, device, policy=policy, order=order)
   peak = simulation.peak_memory_bytes
   lacking = np.maximum(peak - cluster.memory_bytes, 0).sum()
@@ -68,8 +68,12 @@ def agrees(graph, cluster, x, state, policy):
     makespan == simulation.makespan_us
     and overflow == lacking
     and transfer_us == pytest.approx(lasted.sum())
-    and np.array_equal(state.start, simulation.start_time_us[graph.order])
-    and np.array_equal(state.finish, simulation.finish_time_us[graph.order])
+    and np.array_equal(
+      state.schedule.start, simulation.start_time_us[graph.order]
+    )
+    and np.array_equal(
+      state.schedule.finish, simulation.finish_time_us[graph.order]
+    )
     and (not x.limited or np.array_equal(state.peak, peak))
   )
 
@@ -85,15 +89,15 @@ def test_evaluation_agrees_with_the_simulator_after_any_moves(channel, policy):
     room = make_room(x, hierarchy, seed)
     # Moves and undoes with a policy that any order suits.
     problem = Problem(x, hierarchy, PRIORITY, np.array([0.1, 1.0]))
-    best = Best(state.device.copy(), np.full(4, np.inf))
+    best = Best(state.schedule.device.copy(), np.full(4, np.inf))
     for temperature in (100.0, 1.0, 0.0):
       anneal(problem, state, room, temperature, 20, best)
       if policy == "strict":
         chosen = np.empty(graph.num_ops, np.int64)
-        chosen[graph.order] = state.device
+        chosen[graph.order] = state.schedule.device
         order = simulate(graph, cluster, chosen, policy="executor").order
-        state.order[:] = graph.rank[order]
-        state.position[state.order] = np.arange(graph.num_ops)
+        state.schedule.order[:] = graph.rank[order]
+        state.schedule.position[state.schedule.order] = np.arange(graph.num_ops)
       assert agrees(graph, cluster, x, state, policy), seed
 
 

@@ -1,41 +1,41 @@
 """Binary heaps in arrays: of numbers, and of times with numbers."""
 
-from baechi_tf.compiled import compiled_inner
+from baechi_tf.compiled import inlined
 
 
-@compiled_inner
-def push(heap, size, key):
-  """Adds a key to the `size` smallest-first keys of `heap`."""
+@inlined
+def push(heap, base, size, key):
+  """Adds a key to the `size` smallest-first keys of `heap` from `base` on."""
   i = size
   while i > 0:
     parent = (i - 1) >> 1
-    if heap[parent] <= key:
+    if heap[base + parent] <= key:
       break
-    heap[i] = heap[parent]
+    heap[base + i] = heap[base + parent]
     i = parent
-  heap[i] = key
+  heap[base + i] = key
 
 
-@compiled_inner
-def pop(heap, size):
-  """Takes the smallest of `size` keys out of `heap`."""
+@inlined
+def pop(heap, base, size):
+  """Takes the smallest of `size` keys out of `heap` from `base` on."""
   size -= 1
-  key = heap[size]
+  key = heap[base + size]
   i = 0
   while True:
     child = 2 * i + 1
     if child >= size:
       break
-    if child + 1 < size and heap[child + 1] < heap[child]:
+    if child + 1 < size and heap[base + child + 1] < heap[base + child]:
       child += 1
-    if key <= heap[child]:
+    if key <= heap[base + child]:
       break
-    heap[i] = heap[child]
+    heap[base + i] = heap[base + child]
     i = child
-  heap[i] = key
+  heap[base + i] = key
 
 
-@compiled_inner
+@inlined
 def push_event(times, codes, size, time, code):
   """Adds an event to the `size` events, the earliest (then lowest) first."""
   i = size
@@ -51,7 +51,7 @@ def push_event(times, codes, size, time, code):
   codes[i] = code
 
 
-@compiled_inner
+@inlined
 def pop_event(times, codes, size):
   """Takes the first of `size` events."""
   size -= 1
