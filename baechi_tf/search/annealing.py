@@ -11,14 +11,19 @@ import numpy as np
 
 from baechi_tf.compiled import compiled
 from baechi_tf.compiled import compiled_inner
+from baechi_tf.event_loop import PRIORITY
 from baechi_tf.search.evaluation import evaluate
 from baechi_tf.search.hierarchy import Hierarchy
 from baechi_tf.search.instance import Instance
+from baechi_tf.search.instance import State
 from baechi_tf.search.moves import move
+from baechi_tf.search.moves import reorder
+from baechi_tf.search.moves import shift
 from baechi_tf.search.moves import undo
 from baechi_tf.search.moves import uniform
 
 COST, BEST_COST, BEST_MAKESPAN, BEST_OVERFLOW = range(4)  # entries of `tally`
+_REORDERED = 0.3  # how likely a move changes the order, if it counts
 
 
 class Problem(NamedTuple):
@@ -34,7 +39,14 @@ class Best(NamedTuple):
   """The best placement of one run so far, and the cost of the current one."""
 
   device: np.ndarray  # int32 [n]
+  order: np.ndarray  # int32 [n]
   tally: np.ndarray  # float64 [4]; all infinite before the run
+
+
+def new_best(s: State) -> Best:
+  """Returns room for the best placement of a run that begins at a state."""
+  schedule = s.schedule
+  return Best(schedule.device.copy(), schedule.order.copy(), np.full(4, np.inf))
 
 
 @compiled
@@ -54,12 +66,18 @@ def anneal(problem, s, room, temperature, evaluations, best):
   if best.tally[BEST_COST] == np.inf:
     _accept(x, s, room, policy, prices, np.inf, best)
   for _ in range(evaluations):
-    moved = move(x, s, h, room)
-    if moved == 0:
-      continue
+    op, at, moved = -1, 0, 0
+    if policy == PRIORITY and uniform(room.random) < _REORDERED:
+      op, at = reorder(x, s, room)
+    else:
+      moved = move(x, s, h, room)
+      if moved == 0:
+        continue
     luck = temperature * -np.log(1.0 - uniform(room.random))
     limit = best.tally[COST] + luck
     if not _accept(x, s, room, policy, prices, limit, best):
+      if op >= 0:
+        shift(x, s, op, at)
       undo(x, s, room, moved)
 
 
@@ -85,6 +103,7 @@ def _accept(x, s, room, policy, prices, limit, best):
     better = cost < tally[BEST_COST]
   if better:
     best.device[:] = s.schedule.device
+    best.order[:] = s.schedule.order
     tally[BEST_COST] = cost
     tally[BEST_MAKESPAN] = makespan
     tally[BEST_OVERFLOW] = overflow

@@ -7,6 +7,8 @@ beside the forward op whose results it needs, without a look at names. Each
 device gets one stretch of it.
 """
 
+from typing import NamedTuple
+
 import numpy as np
 
 from baechi_tf.compiled import compiled
@@ -14,16 +16,18 @@ from baechi_tf.search.instance import Instance
 
 _FOLDS = np.linspace(0.2, 0.6, 17)  # where the line may be folded
 # How much a stretch's memory counts against its work.
-_MEMORY_SHARES = (0.0, 0.5, 1.0)
+_MEMORY_SHARES = (0.0, 0.25, 0.5, 1.0)
 
 
-def folded_placements(x: Instance, group: np.ndarray) -> list[np.ndarray]:
-  """Returns placements, int64 `[n]` each; none if the graph has no times.
+class Folded(NamedTuple):
+  """A step of n ops as a folded line."""
 
-  Args:
-    x: the instance.
-    group: int `[n]`, the group of each op; groups stay together.
-  """
+  line: np.ndarray  # float64 [n], where each op is, from 0 to 1 at the fold
+  is_forward: np.ndarray  # bool [n]
+
+
+def fold(x: Instance) -> Folded | None:
+  """Returns the folded line of an instance; None if its ops take no time."""
   step = x.step
   tensor = np.repeat(
     np.arange(len(step.tensor_op)), np.diff(step.consumer_offsets)
@@ -31,26 +35,39 @@ def folded_placements(x: Instance, group: np.ndarray) -> list[np.ndarray]:
   source = step.tensor_op[tensor]
   depth = _depths(step.durations.min(axis=1), source, step.consumers)
   if depth.max(initial=0.0) == 0:
-    return []
+    return None
   depth /= depth.max()
-  lines = [_line(x, depth, fold, source) for fold in _FOLDS]
+  lines = [_line(x, depth, at, source) for at in _FOLDS]
   size = step.tensor_bytes[tensor]
   spans = [size @ np.abs(p[source] - p[step.consumers]) for p in lines]
   best = int(np.argmin(spans))
+  return Folded(lines[best], depth < _FOLDS[best])
+
+
+def folded_placements(
+  x: Instance, folded: Folded, group: np.ndarray
+) -> list[np.ndarray]:
+  """Returns placements, int64 `[n]` each, of one stretch for each device.
+
+  Args:
+    x: the instance.
+    folded: its folded line.
+    group: int `[n]`, the group of each op; groups stay together.
+  """
   # Results of the backward pass are not kept.
-  kept = np.bincount(step.tensor_op, x.tensor_held, len(depth))
-  memory = x.persistent + kept * (depth < _FOLDS[best])
+  kept = np.bincount(x.step.tensor_op, x.tensor_held, len(group))
+  memory = x.persistent + kept * folded.is_forward
   _, first, member = np.unique(group, return_index=True, return_inverse=True)
-  line = lines[best][first]
+  line = folded.line[first]
   return [
     _stretches(x, line, member, memory, share)[member]
     for share in _MEMORY_SHARES
   ]
 
 
-def _line(x, depth, fold, source) -> np.ndarray:
+def _line(x, depth, at, source) -> np.ndarray:
   """Returns where ops are on the folded line, from 0 to 1 at the fold."""
-  line = np.where(depth < fold, depth / fold, 1 - (depth - fold) / (1 - fold))
+  line = np.where(depth < at, depth / at, 1 - (depth - at) / (1 - at))
   # What needs nothing, as a variable, is beside the first that needs it.
   used = x.step.num_inputs == 0
   used &= np.bincount(source, minlength=len(depth)) > 0

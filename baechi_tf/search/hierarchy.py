@@ -12,7 +12,6 @@ import numpy as np
 
 from baechi_tf.compiled import compiled
 from baechi_tf.op_graph import offsets_of
-from baechi_tf.op_graph import OpGraph
 from baechi_tf.search.instance import Instance
 
 _MOST_LEVELS = 20
@@ -25,17 +24,23 @@ class Hierarchy(NamedTuple):
   """All levels' clusters, numbered on from level to level; n ops, l levels."""
 
   cluster: np.ndarray  # int64 [l, n], the cluster of each op on each level
+  num_joined: (
+    int  # levels of joined clusters; those after have pieces of a line
+  )
   offsets: np.ndarray  # int64 [c + 1], a cluster's ops
   ops: np.ndarray  # int32 [l * n]
 
 
-def make_hierarchy(graph: OpGraph, x: Instance, seed: int) -> Hierarchy:
-  """Returns the clusters of a graph's ops.
+def make_hierarchy(
+  group: np.ndarray, x: Instance, seed: int, line: np.ndarray | None = None
+) -> Hierarchy:
+  """Returns the clusters of an instance's ops.
 
   Args:
-    graph: the graph.
-    x: the same with a cluster's devices.
+    group: int `[n]`, the group of each op.
+    x: the instance.
     seed: of the order in which clusters look for others to join.
+    line: float64 `[n]`, where ops are on a line whose pieces are clusters too.
   """
   rng = np.random.default_rng(seed)
   num_devices = len(x.memory)
@@ -48,7 +53,7 @@ def make_hierarchy(graph: OpGraph, x: Instance, seed: int) -> Hierarchy:
   )
   weight = latency + x.step.tensor_bytes[edge_tensor] * per_byte + 1e-6
   source, target = x.step.tensor_op[edge_tensor], x.step.consumers
-  cluster = graph.group[graph.order]
+  cluster = group
   work = np.bincount(cluster, weights=x.step.durations.mean(axis=1))
   largest = work.sum() / num_devices * _LARGEST
   levels = [cluster]
@@ -72,7 +77,23 @@ def make_hierarchy(graph: OpGraph, x: Instance, seed: int) -> Hierarchy:
       break
     work = np.bincount(joined, weights=work)
     levels.append(joined[cluster])
-  return _flattened(levels)
+  num_joined = len(levels)
+  if line is not None:
+    levels += _pieces(group, line, num_devices)
+  return _flattened(levels, num_joined)
+
+
+def _pieces(group, line, num_devices) -> list[np.ndarray]:
+  """Returns levels of pieces of a line, each a quarter as many as the last."""
+  _, first, member = np.unique(group, return_index=True, return_inverse=True)
+  rank = np.empty(len(first), np.int64)
+  rank[np.argsort(line[first], kind="stable")] = np.arange(len(first))
+  levels = []
+  size = 4
+  while size * num_devices < len(first):
+    levels.append(rank[member] // size)
+    size *= 4
+  return levels
 
 
 def _joined(a, b, weight, num_clusters):
@@ -85,7 +106,7 @@ def _joined(a, b, weight, num_clusters):
   return low, high, total
 
 
-def _flattened(levels) -> Hierarchy:
+def _flattened(levels, num_joined) -> Hierarchy:
   first = 0
   numbered, counts, ops = [], [], []
   for cluster in levels:
@@ -95,6 +116,7 @@ def _flattened(levels) -> Hierarchy:
     first += len(counts[-1])
   return Hierarchy(
     np.stack(numbered).astype(np.int64),
+    num_joined,
     np.concatenate([[0], np.cumsum(np.concatenate(counts))]).astype(np.int64),
     np.concatenate(ops).astype(np.int32),
   )

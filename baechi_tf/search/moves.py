@@ -18,6 +18,7 @@ from baechi_tf.search.instance import Instance
 
 # How likely each kind is, summed up.
 _ANY_CLUSTER, _CRITICAL_CLUSTER, _REGION, _PART = 0.30, 0.45, 0.80, 0.90
+_PIECE = 0.3  # how likely a cluster is a piece of the line
 _LEAP = 0.8  # how likely a region takes a neighbour
 _MOST_CONSUMERS = 16  # of a tensor, that a region looks at
 
@@ -75,8 +76,11 @@ def move(x, s, h, room):
   kind = uniform(random)
   # A level is half as likely as the one below.
   level = 0
-  while level + 1 < len(h.cluster) and uniform(random) < 0.5:
+  while level + 1 < h.num_joined and uniform(random) < 0.5:
     level += 1
+  num_pieces = len(h.cluster) - h.num_joined
+  if num_pieces > 0 and uniform(random) < _PIECE:
+    level = h.num_joined + below(random, num_pieces)
   guided = kind < _CRITICAL_CLUSTER
   if kind < _ANY_CLUSTER:
     guided = False
@@ -123,6 +127,45 @@ def move(x, s, h, room):
   for i in range(moved):
     place(x, s, ops[i], target)
   return moved
+
+
+@compiled_inner
+def reorder(x, s, room):
+  """Puts an op elsewhere in the order, near or far.
+
+  Returns the op and where it was.
+  """
+  random, schedule = room.random, s.schedule
+  num_ops = len(schedule.order)
+  op = below(random, num_ops)
+  if room.count[1] > 0 and uniform(random) < 0.5:
+    op = np.int64(room.chain[below(random, room.count[1])])
+  at = np.int64(schedule.position[op])
+  far = np.int64(num_ops ** uniform(random))
+  to = at - far if uniform(random) < 0.5 else at + far
+  shift(x, s, op, min(max(to, 0), num_ops - 1))
+  return op, at
+
+
+@compiled_inner
+def shift(x, s, op, to):
+  """Puts an op to a position of the order; those between move up."""
+  schedule = s.schedule
+  order, position, sources = schedule.order, schedule.position, schedule.sources
+  i = np.int64(position[op])
+  step = 1 if to > i else -1
+  while i != to:
+    order[i] = order[i + step]
+    position[order[i]] = i
+    i += step
+  order[to] = op
+  position[op] = to
+  if x.step.num_inputs[op] == 0:
+    count = 0
+    for i in range(len(order)):
+      if x.step.num_inputs[order[i]] == 0:
+        sources[count] = order[i]
+        count += 1
 
 
 @compiled_inner

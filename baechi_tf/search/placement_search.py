@@ -17,13 +17,14 @@ from baechi_tf.event_loop import POLICIES
 from baechi_tf.event_loop import PRIORITY
 from baechi_tf.op_graph import OpGraph
 from baechi_tf.search.annealing import anneal
-from baechi_tf.search.annealing import Best
 from baechi_tf.search.annealing import BEST_COST
 from baechi_tf.search.annealing import BEST_MAKESPAN
 from baechi_tf.search.annealing import BEST_OVERFLOW
+from baechi_tf.search.annealing import new_best
 from baechi_tf.search.annealing import Problem
 from baechi_tf.search.budget import Budget
 from baechi_tf.search.evaluation import evaluate
+from baechi_tf.search.folded import fold
 from baechi_tf.search.folded import folded_placements
 from baechi_tf.search.hierarchy import make_hierarchy
 from baechi_tf.search.instance import Instance
@@ -123,14 +124,19 @@ def search(
   # Starts that are the same are one.
   starts = np.unique(np.array(starts, np.int64), axis=0)
   places = [start[graph.order] for start in starts]
-  for folded in folded_placements(x, graph.group[graph.order]):
-    folded[x.fixed] = places[0][x.fixed]
-    places.append(folded)
+  group = graph.group[graph.order]
+  folded = fold(x)
+  if folded:
+    for device in folded_placements(x, folded, group):
+      device[x.fixed] = places[0][x.fixed]
+      places.append(device)
   number = POLICIES.index(policy)
   scale_us = min(_makespan(x, device, number) for device in places) or 1.0
   memory = float(x.memory.sum(dtype=np.float64))
   prices = np.array([_TRANSFER_PRICE, _MEMORY_PRICE * scale_us / memory])
-  hierarchy = make_hierarchy(graph, x, budget.seed)
+  hierarchy = make_hierarchy(
+    group, x, budget.seed, folded.line if folded else None
+  )
   problem = Problem(x, hierarchy, number, prices)
   entries = sorted(_entries(problem, places), key=lambda entry: entry.key)
   race = _Race(problem, budget, entries[0], scale_us, enough_us, progress)
@@ -228,7 +234,7 @@ class _Race:
     """Returns about how many placements are evaluated in a second."""
     problem, entry = self._problem, self.best
     state = make_state(problem.x, entry.device, entry.order)
-    best = Best(state.schedule.device.copy(), np.full(4, np.inf))
+    best = new_best(state)
     room = make_room(problem.x, problem.hierarchy, self._budget.seed)
     anneal(problem, state, room, 0.0, 0, best)  # compiles it, the first time
     begin = time.perf_counter()
@@ -246,7 +252,7 @@ class _Race:
       problem = problem._replace(prices=prices)
     state = make_state(problem.x, entry.device, entry.order)
     room = make_room(problem.x, problem.hierarchy, seed)
-    best = Best(state.schedule.device.copy(), np.full(4, np.inf))
+    best = new_best(state)
     begin = time.perf_counter()
     done, spent = 0, 0.0
     chunk = max(1, math.ceil(amount / _STEPS))
@@ -273,7 +279,7 @@ class _Race:
       self.evaluations += now
       found = _Entry.of(
         best.device,
-        state.schedule.order,
+        best.order,
         best.tally[BEST_COST],
         best.tally[BEST_MAKESPAN],
         best.tally[BEST_OVERFLOW],

@@ -11,7 +11,7 @@ from baechi_tf.event_loop import POLICIES
 from baechi_tf.event_loop import PRIORITY
 from baechi_tf.planner import plan
 from baechi_tf.search.annealing import anneal
-from baechi_tf.search.annealing import Best
+from baechi_tf.search.annealing import new_best
 from baechi_tf.search.annealing import Problem
 from baechi_tf.search.budget import Budget
 from baechi_tf.search.evaluation import evaluate
@@ -62,18 +62,15 @@ def agrees(graph, cluster, x, state, policy):
   order = graph.order[state.schedule.order]
   simulation = simulate(graph, cluster, device, policy=policy, order=order)
   peak = simulation.peak_memory_bytes
+  schedule = state.schedule
   lacking = np.maximum(peak - cluster.memory_bytes, 0).sum()
   lasted = simulation.transfer_finish_us - simulation.transfer_start_us
   return (
     makespan == simulation.makespan_us
     and overflow == lacking
     and transfer_us == pytest.approx(lasted.sum())
-    and np.array_equal(
-      state.schedule.start, simulation.start_time_us[graph.order]
-    )
-    and np.array_equal(
-      state.schedule.finish, simulation.finish_time_us[graph.order]
-    )
+    and np.array_equal(schedule.start, simulation.start_time_us[graph.order])
+    and np.array_equal(schedule.finish, simulation.finish_time_us[graph.order])
     and (not x.limited or np.array_equal(state.peak, peak))
   )
 
@@ -85,19 +82,18 @@ def test_evaluation_agrees_with_the_simulator_after_any_moves(channel, policy):
     graph, cluster, device = a_case(seed, channel)
     x = make_instance(graph, cluster)
     state = make_state(x, device[graph.order])
-    hierarchy = make_hierarchy(graph, x, seed)
+    hierarchy = make_hierarchy(graph.group[graph.order], x, seed)
     room = make_room(x, hierarchy, seed)
     # Moves and undoes with a policy that any order suits.
     problem = Problem(x, hierarchy, PRIORITY, np.array([0.1, 1.0]))
-    best = Best(state.schedule.device.copy(), np.full(4, np.inf))
+    best = new_best(state)
     for temperature in (100.0, 1.0, 0.0):
       anneal(problem, state, room, temperature, 20, best)
       if policy == "strict":
         chosen = np.empty(graph.num_ops, np.int64)
         chosen[graph.order] = state.schedule.device
         order = simulate(graph, cluster, chosen, policy="executor").order
-        state.schedule.order[:] = graph.rank[order]
-        state.schedule.position[state.schedule.order] = np.arange(graph.num_ops)
+        state = make_state(x, state.schedule.device, graph.rank[order])
       assert agrees(graph, cluster, x, state, policy), seed
 
 
