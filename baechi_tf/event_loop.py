@@ -92,21 +92,16 @@ def run_step(x, s, policy, transfer_price, limit):
   consumer_offsets, consumers = x.consumer_offsets, x.consumers
   num_ops, num_devices = x.durations.shape
   num_processors, num_edges = len(s.load), len(consumers)
-  fifo = links.channel != PARALLEL
   send_free = np.zeros(num_devices)
   half = links.channel == HALF_DUPLEX
   receive_free = send_free if half else np.zeros(num_devices)
   sent_last = np.full(num_devices, _NONE)
   received_last = sent_last if half else np.full(num_devices, _NONE)
-  front = np.full(num_devices, _NONE)
-  back = np.full(num_devices, _NONE)
+  front, back = np.full((2, num_devices), _NONE)
   wanted = np.zeros(num_devices, np.int64)
-  running = np.full(num_processors, _NONE)
-  last = np.full(num_processors, _NONE)
-  num_ready = np.zeros(num_processors, np.int64)
-  turns_begun = np.zeros(num_processors, np.int64)
-  queued = np.zeros(num_processors, np.int64)
-  queue_end = np.zeros(num_processors, np.int64)
+  running, last = np.full((2, num_processors), _NONE)
+  num_ready, turns_begun = np.zeros((2, num_processors), np.int64)
+  queued, queue_end = np.zeros((2, num_processors), np.int64)
   has_wake_up = np.zeros(num_processors, np.bool_)
   taken_until = np.zeros(num_processors)
   remaining = s.load.copy()
@@ -115,17 +110,14 @@ def run_step(x, s, policy, transfer_price, limit):
   stride = 1
   while stride < num_ops:
     stride *= 2
-  makespan, transfer_us, now = 0.0, 0.0, 0.0
+  makespan, transfer_us, now, limit = 0.0, 0.0, 0.0, limit * _SLACK
   round_base, num_started, num_ended, num_sent = 0, 0, 0, 0
-  limit *= _SLACK
   while True:
     for p in range(num_processors):
       if running[p] != _NONE or taken_until[p] > now:
         continue
-      key = _NO_KEY
       base = p * num_ops
-      if num_ready[p] > 0:
-        key = ready[base]
+      key = ready[base] if num_ready[p] > 0 else _NO_KEY
       source = queued[p] < queue_end[p]
       if source:
         op = queue[queued[p]]
@@ -232,7 +224,7 @@ def run_step(x, s, policy, transfer_price, limit):
           else:
             following[back[k]] = i
           back[k] = i
-          if fifo:
+          if links.channel != PARALLEL:
             if front[k] == _NONE:
               front[k] = i
               next_us[num_processors + k] = end
@@ -279,9 +271,7 @@ def run_step(x, s, policy, transfer_price, limit):
             num_ready[p] += 1
   count[NUM_STARTED] = num_started
   count[NUM_TRANSFERS] = num_sent
-  if num_started < num_ops:
-    return STUCK, transfer_us
-  return makespan, transfer_us
+  return makespan if num_started == num_ops else STUCK, transfer_us
 
 
 @compiled_inner

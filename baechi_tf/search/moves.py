@@ -19,6 +19,8 @@ from baechi_tf.search.instance import Instance
 # How likely each kind is, summed up.
 _ANY_CLUSTER, _CRITICAL_CLUSTER, _REGION, _PART = 0.30, 0.45, 0.80, 0.90
 _PIECE = 0.3  # how likely a cluster is a piece of the line
+# How likely a move begins on the device that lacks most memory, if one does.
+_OVERFULL = 0.5
 _LEAP = 0.8  # how likely a region takes a neighbour
 _MOST_CONSUMERS = 16  # of a tensor, that a region looks at
 
@@ -90,6 +92,8 @@ def move(x, s, h, room):
     seed = room.chain[below(random, room.count[1])]
   else:
     seed = below(random, num_ops)
+  if x.limited and uniform(random) < _OVERFULL:
+    seed = _on_fullest(x, s, random, seed)
   home = s.schedule.device[seed]
   if _CRITICAL_CLUSTER <= kind < _REGION:
     taken = _region(x, s, h, room, seed)
@@ -127,6 +131,20 @@ def move(x, s, h, room):
   for i in range(moved):
     place(x, s, ops[i], target)
   return moved
+
+
+@compiled_inner
+def _on_fullest(x, s, random, seed):
+  """An op of the device that lacks most memory; the seed if none does."""
+  fullest, most = -1, 0
+  for k in range(len(x.memory)):
+    if s.peak[k] - x.memory[k] > most:
+      fullest, most = k, s.peak[k] - x.memory[k]
+  for _ in range(20 if fullest >= 0 else 0):
+    op = below(random, len(x.fixed))
+    if s.schedule.device[op] == fullest:
+      return op
+  return seed
 
 
 @compiled_inner
