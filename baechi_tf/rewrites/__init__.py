@@ -20,6 +20,7 @@ from baechi_tf.function_library import functions_by_name
 from baechi_tf.function_library import parse_ref
 from baechi_tf.rewrites.body import Body
 from baechi_tf.rewrites.replicate_constant import replicate_constant
+from baechi_tf.rewrites.share_equal import share_equal
 from baechi_tf.rewrites.split_pass_through import split_pass_through
 from baechi_tf.signatures import nodes_behind
 
@@ -30,6 +31,7 @@ MetaGraphDef = tf.compat.v1.MetaGraphDef
 # many nodes it replaced.
 REWRITES: Mapping[str, Callable[[Body], tuple[Body, int]]] = {
   "split_pass_through": split_pass_through,
+  "share_equal": share_equal,
   "replicate_constant": replicate_constant,
 }
 
@@ -62,9 +64,8 @@ def rewrite_step(
     return body
 
   kept = frozenset({*roots, *_named_outside(meta_graph)})
-  # Nodes that are not the step's stay, as those that are named outside do.
-  kept |= nodes.keys() - behind
-  rewritten(Body.of_graph(result, kept)).write_to_graph(result)
+  outside = frozenset(nodes.keys() - behind)
+  rewritten(Body.of_graph(result, kept, outside)).write_to_graph(result)
   for function in result.library.function:
     if function.signature.name in called:
       rewritten(Body.of_function(function)).write_to_function(function)

@@ -7,6 +7,7 @@ the plan's.
 """
 
 import collections
+import dataclasses
 import math
 from collections.abc import Sequence
 
@@ -23,9 +24,10 @@ MAX_ELEMENTS = 16
 def replicate_constant(body: Body) -> tuple[Body, int]:
   """Returns the body with copies of small constants, and how many had users.
 
-  The first user keeps constant "x", further ones take "x/copy_1" and so on. A
-  constant stays alone if it is named outside or in an op's `_class`, if an op
-  waits for it, or if a copy's name is taken.
+  The first user keeps constant "x", further ones take "x/copy_1" and so on.
+  Whoever fetches it is its first user. A constant stays alone if it is not the
+  step's or is named in an op's `_class`, if an op waits for it, or if a copy's
+  name is taken.
 
   Args:
     body: the nodes to rewrite; not changed.
@@ -52,7 +54,7 @@ def replicate_constant(body: Body) -> tuple[Body, int]:
       copy.CopyFrom(node)
       copy.name = new_name[node.name, user]
       nodes.append(copy)
-  return Body(nodes, body.returns, body.kept, body.is_function), len(copied)
+  return dataclasses.replace(body, nodes=nodes), len(copied)
 
 
 def is_small_constant(node: NodeDef) -> bool:
@@ -66,18 +68,19 @@ def is_small_constant(node: NodeDef) -> bool:
 def _copied(body: Body) -> dict[str, Sequence[str]]:
   """Returns constant -> its users that get copies."""
   names = {node.name for node in body.nodes}
-  stay = body.kept | body.tied_names()
+  stay = body.outside | body.tied_names()
+  fetched = body.kept.union(x.partition(":")[0] for x in body.returns.values())
   users = collections.defaultdict(dict)  # in order, each once
   for node in body.nodes:
     for ref in node.input:
       users[ref.partition(":")[0]][node.name] = None
-  returned = {ref.partition(":")[0] for ref in body.returns.values()}
   copied = {}
   for node in filter(is_small_constant, body.nodes):
     if node.name in stay or f"^{node.name}" in users:
       continue
-    mine = list(users[node.name])
-    if node.name not in returned:
+    every = users[node.name]
+    mine = [x for x in every if x not in body.outside]
+    if node.name not in fetched and len(mine) == len(every):
       mine = mine[1:]
     new = {f"{node.name}/copy_{i}" for i, _ in enumerate(mine, 1)}
     if new and names.isdisjoint(new):

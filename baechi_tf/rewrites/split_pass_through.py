@@ -10,6 +10,7 @@ training step has taken its gradients when it was traced, but another function
 may yet be differentiated by whoever loads it.
 """
 
+import dataclasses
 import re
 
 import tensorflow as tf
@@ -48,13 +49,13 @@ def split_pass_through(body: Body) -> tuple[Body, int]:
     key: _redirected(value, parts, body.is_function)[0]
     for key, value in body.returns.items()
   }
-  return Body(nodes, returns, body.kept, body.is_function), len(parts)
+  return dataclasses.replace(body, nodes=nodes, returns=returns), len(parts)
 
 
 def _parts(body: Body) -> dict[str, list[NodeDef]]:
   """Returns what takes the place of each op that is split."""
   taken = {node.name for node in body.nodes}
-  stay = body.kept | body.tied_names()
+  stay = body.fixed_names()
   updates = any(_UPDATE.match(node.op) for node in body.nodes)
   parts = {}
   for node in body.nodes:
