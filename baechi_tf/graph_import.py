@@ -84,7 +84,11 @@ def op_graph_from_item(
       index,
       pairs
       + _fused(costs, index)
-      + (_constants(nodes, source, target) if item.rewritten_for else []),
+      + (
+        _constants(nodes, index, source, target, item.fetches)
+        if item.rewritten_for
+        else []
+      ),
     ),
     is_input=np.isin(
       item.op_names, [parse_ref(feed.tensor)[0] for feed in item.feeds]
@@ -226,11 +230,12 @@ def _fused(costs, index) -> list[tuple[int, int]]:
   ]
 
 
-def _constants(nodes, source, target) -> list[tuple[int, int]]:
+def _constants(nodes, index, source, target, fetches) -> list[tuple[int, int]]:
   """Returns each small constant that a single op takes, with that op."""
+  fetched = {index[parse_ref(x)[0]] for x in fetches}
   users = collections.defaultdict(set)
   for producer, consumer in zip(source, target, strict=True):
-    if is_small_constant(nodes[producer]):
+    if is_small_constant(nodes[producer]) and producer not in fetched:
       users[producer].add(consumer)
   return [(op, *mine) for op, mine in users.items() if len(mine) == 1]
 

@@ -161,6 +161,28 @@ def _read_step(meta_graph, source, initializer, signature, fetches, rewrite):
     )
   if not rewrite:
     return make_item(original, feeds, outputs, source, initializer)
+  return make_rewritten_item(meta_graph, feeds, outputs, source, initializer)
+
+
+def make_rewritten_item(
+  meta_graph: MetaGraphDef,
+  feeds: Sequence[Feed],
+  outputs: Sequence[Ref],
+  source: str,
+  initializer: Callable[[tf.compat.v1.Session], None],
+) -> GraphItem:
+  """Returns the item of a step that has gone through `REWRITES`.
+
+  Args:
+    meta_graph: the model; it is not changed.
+    feeds: as for `make_item`, and so are the other arguments.
+    outputs: what the step returns (or runs, for control references).
+    source: the file or function, for messages.
+    initializer: sets variables and tables; its `roots` are nodes that it runs.
+
+  Raises:
+    ValueError: as `make_item`.
+  """
   fed = [parse_ref(feed.tensor) for feed in feeds]
   roots = tuple(dict.fromkeys(name for name, _ in (*outputs, *fed)))
   graph_def, counts = rewrite_step(meta_graph, roots)

@@ -10,13 +10,17 @@ from baechi_tf.function_library import CONTROL
 from baechi_tf.function_library import parse_ref
 from baechi_tf.graph_item import GraphItem
 from baechi_tf.graph_item import make_item
+from baechi_tf.graph_item import make_rewritten_item
 from baechi_tf.initializer import Values
 from baechi_tf.signatures import Feed
 
 GraphDef = tf.compat.v1.GraphDef
+MetaGraphDef = tf.compat.v1.MetaGraphDef
 
 
-def item_from_function(function: Any, *example_args: Any) -> GraphItem:
+def item_from_function(
+  function: Any, *example_args: Any, rewrite: bool = True
+) -> GraphItem:
   """Returns the item of one call of a function.
 
   The variables that it captures become nodes of the graph; `initialize` gives
@@ -27,6 +31,7 @@ def item_from_function(function: Any, *example_args: Any) -> GraphItem:
     *example_args: what a `tf.function` is traced with: values, or
       `tf.TensorSpec`s; none for a `ConcreteFunction` or if the function has an
       input signature.
+    rewrite: whether the step goes through `REWRITES` first.
 
   Raises:
     ValueError: it captures something other than variables and constants, it
@@ -43,7 +48,12 @@ def item_from_function(function: Any, *example_args: Any) -> GraphItem:
     raise ValueError(f"{function!r} is no tf.function: decorate it with one")
   graph = concrete.graph
   outputs = [parse_ref(x.name) for x in graph.outputs]
-  outputs += [(x.name, CONTROL) for x in graph.control_outputs]
+  # A read that nothing takes has no effect.
+  outputs += [
+    (x.name, CONTROL)
+    for x in graph.control_outputs
+    if x.type != "ReadVariableOp"
+  ]
   if not outputs:
     raise ValueError(
       f"function {concrete.name!r} returns nothing and has no effect"
@@ -62,10 +72,16 @@ def item_from_function(function: Any, *example_args: Any) -> GraphItem:
     for x in graph.inputs[:num_args]
   ]
   source = concrete.name
-  return make_item(original, feeds, outputs, source, Values(variables))
+  initializer = Values(variables)
+  if not rewrite:
+    return make_item(original, feeds, outputs, source, initializer)
+  meta_graph = MetaGraphDef(graph_def=original)
+  return make_rewritten_item(meta_graph, feeds, outputs, source, initializer)
 
 
-def item_from_keras(model: keras.Model, inputs: Any, targets: Any) -> GraphItem:
+def item_from_keras(
+  model: keras.Model, inputs: Any, targets: Any, *, rewrite: bool = True
+) -> GraphItem:
   """Returns the item of a compiled model's whole training step.
 
   The step runs the model forward, takes the loss that the model was compiled
@@ -76,6 +92,7 @@ def item_from_keras(model: keras.Model, inputs: Any, targets: Any) -> GraphItem:
     model: a compiled `keras.Model`; it is built on the inputs if it is not.
     inputs: one batch, as `fit` takes it (arrays, or a structure of them).
     targets: the batch's targets.
+    rewrite: whether the step goes through `REWRITES` first.
 
   Raises:
     ValueError: the model is not compiled.
@@ -105,7 +122,7 @@ def item_from_keras(model: keras.Model, inputs: Any, targets: Any) -> GraphItem:
     optimizer.apply(gradients, variables)
     return loss
 
-  return item_from_function(train_step, inputs, targets)
+  return item_from_function(train_step, inputs, targets, rewrite=rewrite)
 
 
 def _as_tensors(structure: Any) -> Any:

@@ -7,6 +7,7 @@ device each op ran.
 
 import collections
 import dataclasses
+from collections.abc import Iterator
 from collections.abc import Mapping
 from collections.abc import Sequence
 
@@ -21,6 +22,8 @@ from tensorflow.python.eager import context
 _TRANSPORT = frozenset(
   {"_Arg", "_HostRecv", "_HostSend", "_Recv", "_Retval", "_Send"}
 )
+
+CONTROL_EDGE = "control edge"
 
 # Float32 has seven digits. Where neighbours are on different devices,
 # TensorFlow fuses other ops, and a fused kernel adds up in another order; the
@@ -41,6 +44,8 @@ class Executed:
     copies: devices of the copies that the runtime made of a constant.
     num_ops: by device, those that move tensors aside.
     num_sent: tensors that leave a device.
+    sent: tensors that leave their device, by the op type that gave them;
+      `CONTROL_EDGE` for one that only says that an op has ended.
   """
 
   nodes: Mapping[str, tuple[str, str]]
@@ -48,6 +53,7 @@ class Executed:
   copies: Mapping[str, tuple[str, ...]]
   num_ops: Mapping[str, int]
   num_sent: Mapping[str, int]
+  sent: Mapping[str, int]
 
   @property
   def num_devices(self) -> int:
@@ -174,6 +180,9 @@ def _executed(metadata) -> Executed:
   nodes, arguments = {}, {}
   copies = collections.defaultdict(list)
   num_ops, num_sent = collections.Counter(), collections.Counter()
+  sent = collections.Counter(
+    kind for graph in partitions for kind in _sent(graph)
+  )
   for node in (node for graph in partitions for node in graph.node):
     nodes[node.name] = (node.op, node.device)
     num_ops[node.device] += node.op not in _TRANSPORT
@@ -184,7 +193,18 @@ def _executed(metadata) -> Executed:
     if is_copy and node.op == "Const":
       copies[original].append(node.device)
   copies = {name: tuple(devices) for name, devices in copies.items()}
-  return Executed(nodes, arguments, copies, num_ops, num_sent)
+  return Executed(nodes, arguments, copies, num_ops, num_sent, sent)
+
+
+def _sent(partition) -> Iterator[str]:
+  """Yields for each tensor that leaves a device what gave it."""
+  nodes = {node.name: node for node in partition.node}
+  for node in partition.node:
+    if node.op == "_Send":
+      source = nodes[node.input[0].partition(":")[0]]
+      # TensorFlow makes a constant that waits for the op.
+      waits = source.op == "Const" and source.input
+      yield CONTROL_EDGE if waits else source.op
 
 
 def compare(run: Run, placed: Run, *, exactly: bool = False) -> Difference:

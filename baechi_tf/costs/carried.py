@@ -11,6 +11,8 @@ from collections.abc import Mapping
 from baechi_tf.costs.profile import OpCost
 from baechi_tf.costs.profile import Profile
 from baechi_tf.graph_item import GraphItem
+from baechi_tf.rewrites.body import Body
+from baechi_tf.rewrites.share_equal import equal_ops
 
 _PART = re.compile(r"(?P<op>.+)/output_(?P<output>\d+)")
 _COPY = re.compile(r"(?P<op>.+)/copy_\d+")
@@ -23,7 +25,8 @@ def carried_over(
 
   A part of an op that was split gets its own output's bytes and an equal share
   of the time and of the temporary bytes. A copy of a constant costs the same.
-  An op that was split before it was measured gets what its parts take.
+  An op that was split before it was measured gets what its parts take, and one
+  that an equal op took the place of gets what that op takes.
 
   Args:
     profile: the op costs by device type; not changed.
@@ -56,7 +59,21 @@ def carried_over(
     for name in item.op_names:
       if name not in costs and f"{name}/output_0" in costs:
         result[device_type][name] = _whole(name, op_types[name], costs)
+  _add_equal(result, item)
   return result
+
+
+def _add_equal(profile: Profile, item: GraphItem) -> None:
+  """Adds the costs of ops without any of which an equal op has one."""
+  planned = set(item.op_names)
+  if all(planned <= costs.keys() for costs in profile.values()):
+    return
+  outside = frozenset(x.name for x in item.graph_def.node) - planned
+  equal = equal_ops(Body.of_graph(item.graph_def, frozenset(), outside))
+  for costs in profile.values():
+    for name, one in equal.items():
+      if name not in costs and one in costs:
+        costs[name] = costs[one]
 
 
 def _whole(name: str, op_type: str, costs: Mapping[str, OpCost]) -> OpCost:

@@ -44,7 +44,10 @@ def share_equal(body: Body) -> tuple[Body, int]:
   Args:
     body: the nodes to rewrite; not changed.
   """
-  stand_in = _stand_ins(body)
+  constants = {x.name for x in body.nodes if x.op == "Const"}
+  stand_in = {
+    name: one for name, one in equal_ops(body).items() if name not in constants
+  }
   if not stand_in:
     return body, 0
   nodes, lost = [], []
@@ -74,8 +77,14 @@ def share_equal(body: Body) -> tuple[Body, int]:
   return _without_unused_constants(result, lost), len(stand_in)
 
 
-def _stand_ins(body: Body) -> dict[str, str]:
-  """Returns op that goes -> the equal op that stays."""
+def equal_ops(body: Body) -> dict[str, str]:
+  """Returns each op that an earlier one equals, with the first of them.
+
+  Small constants are among them.
+
+  Args:
+    body: the nodes to compare; not changed.
+  """
   fixed = body.outside | body.tied_names()
   nodes = [x for x in body.nodes if x.name not in fixed and _may_be_equal(x)]
   stand_in, found = {}, True
@@ -88,8 +97,7 @@ def _stand_ins(body: Body) -> dict[str, str]:
       if one != node.name and node.name not in body.kept:
         found[node.name] = one
     stand_in = {k: found.get(x, x) for k, x in stand_in.items()} | found
-  constants = {x.name for x in nodes if x.op == "Const"}
-  return {k: x for k, x in stand_in.items() if k not in constants}
+  return stand_in
 
 
 def _may_be_equal(node: NodeDef) -> bool:

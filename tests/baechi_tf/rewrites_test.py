@@ -9,6 +9,7 @@ from baechi_tf.costs.carried import carried_over
 from baechi_tf.costs.profile import OpCost
 from baechi_tf.graph_import import op_graph_from_item
 from baechi_tf.graph_item import read_item
+from baechi_tf.python_item import item_from_function
 from baechi_tf.rewrites import rewrite_step
 from baechi_tf.saved_model import load
 from baechi_tf.saved_model import write_saved_model
@@ -157,6 +158,111 @@ def test_a_custom_gradient_is_kept_where_it_may_still_be_taken(updates):
   assert counts == {"split_pass_through": 1 + updates}
 
 
+def test_keras_reads_the_learning_rate_and_computes_its_step_size_once(
+  keras_step,
+):
+  before, after = (read_item(keras_step, rewrite=x) for x in (False, True))
+  # Two of each trained variable; two are the squared error's.
+  assert op_types(before).count("Pow") == 2 * 4 + 2
+  assert op_types(after).count("Pow") == 2 + 2
+  reads = [
+    tuple(x.input)
+    for x in after.graph_def.node
+    if x.op == "ReadVariableOp" and x.name in after.op_names
+  ]
+  assert len(set(reads)) == len(reads)
+  # Four variables, two slots each, once before and once after the update, but
+  # for the weights, which nothing reads again; learning rate and iterations.
+  assert len(reads) == 4 + 2 * 8 + 2
+  lost = len(before.op_names) - len(after.op_names)
+  assert after.num_rewritten["share_equal"] > 3 * 10
+  assert lost > after.num_rewritten["share_equal"]  # constants go with them
+
+
+_OPERATIONS = {
+  "AddV2": np.add, "Mul": np.multiply, "Sub": np.subtract,
+  "Maximum": np.maximum,
+}  # fmt: skip
+
+
+def random_program(seed):
+  """Returns statements: (what, variable or two operands), in order."""
+  rng = np.random.default_rng(seed)
+  kinds = ["read", "read", "write", *_OPERATIONS]
+  return [(str(rng.choice(kinds)), *rng.integers(2, size=2)) for _ in range(40)]
+
+
+def traced(program, variables):
+  """Returns a step that runs a program and returns all its values."""
+
+  @tf.function
+  def step(x):
+    values = [x, x * x]
+    for what, i, j in program:
+      if what == "read":
+        values.append(variables[i].value())
+      elif what == "write":
+        variables[i].assign(values[-1 - j])
+      else:
+        operation = getattr(tf.raw_ops, what)
+        values.append(operation(x=values[-1 - i], y=values[-1 - j]))
+    return values
+
+  return step
+
+
+def interpreted(program, variables, x):
+  """Returns the program's values; changes the variables."""
+  values = [x, x * x]
+  for what, i, j in program:
+    if what == "read":
+      values.append(variables[i])
+    elif what == "write":
+      variables[i] = values[-1 - j]
+    else:
+      values.append(_OPERATIONS[what](values[-1 - i], values[-1 - j]))
+  return values
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_shared_reads_see_what_each_read_saw(seed):
+  """Reads between the same writes are one, others are not."""
+  program = random_program(seed)
+  variables = [tf.Variable(2), tf.Variable(3)]
+  step = traced(program, variables)
+  item = item_from_function(step, tf.TensorSpec([], tf.int32))
+  assert item.num_rewritten["share_equal"] > 0
+  expected = np.array([2, 3], np.int32)
+  with session(item.graph_def) as running:
+    item.initialize(running)
+    for x in (np.int32(5), np.int32(-7)):
+      values, _ = running.run(
+        [list(item.fetches), list(item.targets)], {item.feeds[0].tensor: x}
+      )
+      with np.errstate(over="ignore"):
+        np.testing.assert_array_equal(values, interpreted(program, expected, x))
+
+
+def test_equal_ops_that_are_fetched_both_stay():
+  with tf.Graph().as_default() as graph:
+    x = tf.compat.v1.placeholder(tf.float32, [2], name="x")
+    tf.add(tf.add(x, 1.0, name="a"), tf.add(x, 1.0, name="b"), name="z")
+  meta_graph = MetaGraphDef(graph_def=graph.as_graph_def())
+  assert rewrite_step(meta_graph, ["z"])[1] == {"share_equal": 1}
+  assert rewrite_step(meta_graph, ["z", "a", "b"])[1] == {}
+
+
+def test_python_items_are_left_as_they_are_if_told():
+  variables = [tf.Variable(2), tf.Variable(3)]
+  step = traced(random_program(0), variables)
+  spec = tf.TensorSpec([], tf.int32)
+  before = item_from_function(step, spec, rewrite=False)
+  after = item_from_function(step, spec)
+  assert before.num_rewritten == {} and before.rewritten_for == ()
+  lost = len(before.op_names) - len(after.op_names)
+  assert lost == after.num_rewritten["share_equal"]
+
+
 def constant_graph():
   """Returns z = 2 x + (2 + y) * 2 * 2 of one constant 2, and a large one."""
   with tf.Graph().as_default() as graph:
@@ -197,9 +303,19 @@ def test_every_user_of_a_small_constant_gets_its_own():
   assert rewrite_step(again, ["z"]) == (graph_def, {})
 
 
-def test_a_constant_that_is_fetched_or_waited_for_stays():
+def test_the_fetch_of_a_constant_is_a_use():
+  graph_def, counts = rewrite_step(constant_graph(), ["z", "two"])
+  assert counts == {"replicate_constant": 1}
+  users = constants(graph_def)
+  assert users.pop("two") == []
+  copies = [f"two/copy_{i}" for i in (1, 2, 3)]
+  assert [users[x] for x in copies] == [["first"], ["second"], ["mul"]]
+  with session(graph_def) as running:
+    assert running.run("two:0") == 2.0
+
+
+def test_a_constant_that_is_waited_for_stays():
   meta_graph = constant_graph()
-  assert rewrite_step(meta_graph, ["z", "two"])[1] == {}
   node = next(x for x in meta_graph.graph_def.node if x.name == "z")
   node.input.append("^two")
   assert rewrite_step(meta_graph, ["z"])[1] == {}
