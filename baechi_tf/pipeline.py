@@ -313,6 +313,9 @@ def _rewrite_notes(item: GraphItem) -> tuple[str, ...]:
   if count := item.num_rewritten.get("split_pass_through"):
     ops = "1 op that passes" if count == 1 else f"{count:,} ops that pass"
     notes.append(f"rewritten: {ops} several tensors on became one op a tensor")
+  if count := item.num_rewritten.get("share_equal"):
+    ops = "1 op that equals" if count == 1 else f"{count:,} ops that equal"
+    notes.append(f"rewritten: {ops} another gave way to it")
   if count := item.num_rewritten.get("replicate_constant"):
     ops = "1 small constant" if count == 1 else f"{count:,} small constants"
     notes.append(

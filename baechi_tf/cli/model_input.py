@@ -56,8 +56,9 @@ def add_rewrite_argument(parser: argparse.ArgumentParser) -> None:
     dest="rewrite",
     action="store_false",
     help="leave every node as it is; default: split ops that only pass tensors"
-    " on (IdentityN, ShapeN) and give each op that takes a small constant a"
-    " constant of its own, which changes no number",
+    " on (IdentityN, ShapeN), keep one of several equal reads or sums, and give"
+    " each op that takes a small constant a constant of its own, which changes"
+    " no number",
   )
 
 

@@ -5,11 +5,15 @@ import numpy as np
 import pytest
 
 from baechi_tf.cli import main as cli
+from baechi_tf.cluster import read_cluster
 from baechi_tf.costs.carried import carried_over
 from baechi_tf.costs.profile import OpCost
 from baechi_tf.graph_import import op_graph_from_item
 from baechi_tf.graph_item import read_item
+from baechi_tf.placement import InfeasiblePlacementError
+from baechi_tf.placement_pass import PlacementPass
 from baechi_tf.python_item import item_from_function
+from baechi_tf.python_item import item_from_keras
 from baechi_tf.rewrites import rewrite_step
 from baechi_tf.saved_model import load
 from baechi_tf.saved_model import write_saved_model
@@ -177,6 +181,44 @@ def test_keras_reads_the_learning_rate_and_computes_its_step_size_once(
   lost = len(before.op_names) - len(after.op_names)
   assert after.num_rewritten["share_equal"] > 3 * 10
   assert lost > after.num_rewritten["share_equal"]  # constants go with them
+
+
+def write_cluster(path, num_devices, memory):
+  """Writes CPUs of a memory such as '"1 GiB"' or 1024; returns the path."""
+  devices = "".join(
+    f'[[device]]\nname = "{x}"\ntype = "CPU"\nmemory = {memory}\n'
+    for x in DEVICES[:num_devices]
+  )
+  speed = 'kind = "CPU"\ncores = 1\nfrequency_mhz = 2000\n'
+  speed += "flops_per_cycle = 8\nbytes_per_us = 1e4\nlaunch_us = 1\n"
+  link = "[link]\nlatency_us = 50\nbytes_per_us = 3000\n"
+  path.write_text(f"{devices}[device_type.CPU]\n{speed}{link}")
+  return path
+
+
+def test_a_step_fits_devices_that_hold_no_op_of_all_gradients(tmp_path):
+  """On one device the step needs a third more than either of the two has."""
+  keras.utils.set_random_seed(0)
+  x = keras.Input((64,))
+  towers = [x, x]
+  for _ in range(3):
+    towers = [keras.layers.Dense(64)(y) for y in towers]
+  y = keras.layers.Dense(64)(keras.layers.concatenate(towers))
+  model = keras.Model(x, y)
+  model.compile("sgd", "mse", jit_compile=False)
+  batch = np.zeros((2, 64), "f")
+  before, after = (
+    item_from_keras(model, batch, batch, rewrite=x) for x in (False, True)
+  )
+  path, place = tmp_path / "cluster.toml", PlacementPass().plan
+  one = place(read_cluster(write_cluster(path, 1, '"1 GiB"')), after)
+  limit = one.simulation.peak_memory_bytes[0] * 3 // 4
+  two = read_cluster(write_cluster(path, 2, limit))
+  assert (place(two, after).simulation.peak_memory_bytes <= limit).all()
+  with pytest.raises(
+    InfeasiblePlacementError, match="IdentityN' fits on no device"
+  ):
+    place(two, before)
 
 
 _OPERATIONS = {
@@ -357,11 +399,7 @@ def test_a_profile_of_the_model_as_it_was_serves_the_rewritten(keras_step):
 def test_place_says_what_it_rewrote_and_leaves_it_if_told(
   keras_step, tmp_path, capsys
 ):
-  cluster = tmp_path / "cluster.toml"
-  device = f'name = "{DEVICES[0]}"\ntype = "CPU"\nmemory = "1 GiB"\n'
-  speed = 'kind = "CPU"\ncores = 1\nfrequency_mhz = 2000\n'
-  speed += "flops_per_cycle = 8\nbytes_per_us = 1e4\nlaunch_us = 1\n"
-  cluster.write_text(f"[[device]]\n{device}[device_type.CPU]\n{speed}")
+  cluster = write_cluster(tmp_path / "cluster.toml", 1, '"1 GiB"')
   command = ["place", keras_step, str(tmp_path / "p"), "--estimate", "--json"]
   command += [f"--cluster={cluster}", "--emit=plan", "--overwrite"]
   assert cli.main(command) == 0
