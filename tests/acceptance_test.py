@@ -116,6 +116,7 @@ def test_two_processes_write_the_same_bytes(case):
       os.path.join(second, "placed"),
       f"--cluster={os.path.join(first, 'cluster.toml')}",
       f"--report={os.path.join(second, 'report')}",
+      acceptance.SEARCH,
     ],
     env={**os.environ, "PYTHONHASHSEED": "123", "PYTHONPATH": os.getcwd()},
     stdout=subprocess.DEVNULL,
@@ -171,7 +172,8 @@ def test_one_byte_too_few_names_the_culprit(case, tmp_path, capsys):
   assert f" has {too_few:,}." in line
   # While the op that it names runs, the step's memory is at its peak.
   enough = read_cluster(cluster_of(case, tmp_path, 1, too_few + 1))
-  step = simulate(case.graph, enough, np.zeros(case.graph.num_ops, np.int64))
+  device = np.zeros(case.graph.num_ops, np.int64)
+  step = simulate(case.graph, enough, device, policy="executor")
   culprit = case.graph.index[line.split("'")[1]]
   times, memory = step.memory_time_us[0], step.memory_bytes[0]
   first = np.searchsorted(times, step.start_time_us[culprit], "right") - 1
