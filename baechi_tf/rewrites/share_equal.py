@@ -64,9 +64,9 @@ def share_equal(body: Body) -> tuple[Body, int]:
     data = [x for x in node.input if not x.startswith("^")]
     new.input[:0] = [_redirected(x, stand_in) for x in data]
     nodes.append(new)
-  # A caller waits for a node once.
+  # A caller waits for a node once. Sorted, because a protobuf's map is not.
   waited = {}
-  for key, name in body.control_returns.items():
+  for key, name in sorted(body.control_returns.items()):
     waited.setdefault(stand_in.get(name, name), key)
   result = dataclasses.replace(
     body,
