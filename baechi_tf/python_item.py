@@ -1,5 +1,6 @@
 """Items of Python functions and of Keras models' training steps."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import keras
@@ -61,16 +62,8 @@ def item_from_function(
   captured = concrete.captured_inputs
   num_args = len(graph.inputs) - len(captured)
   original = graph.as_graph_def()
-  variables = _capture_nodes(original, graph.inputs[num_args:], concrete)
-  feeds = [
-    Feed(
-      name=x.op.name,
-      tensor=x.name,
-      dtype=x.dtype,
-      shape=tuple(x.shape.as_list()) if x.shape.rank is not None else None,
-    )
-    for x in graph.inputs[:num_args]
-  ]
+  variables = capture_nodes(original, graph.inputs[num_args:], concrete)
+  feeds = feeds_of(graph.inputs[:num_args])
   source = concrete.name
   initializer = Values(variables)
   if not rewrite:
@@ -102,7 +95,7 @@ def item_from_keras(
       f"model {model.name!r} is not compiled: call"
       " model.compile(optimizer=…, loss=…) first"
     )
-  inputs, targets = _as_tensors(inputs), _as_tensors(targets)
+  inputs, targets = as_tensors(inputs), as_tensors(targets)
   if not model.built:
     model(inputs)
   optimizer = model.optimizer
@@ -125,7 +118,20 @@ def item_from_keras(
   return item_from_function(train_step, inputs, targets, rewrite=rewrite)
 
 
-def _as_tensors(structure: Any) -> Any:
+def feeds_of(inputs: Sequence[tf.Tensor]) -> list[Feed]:
+  """Returns the feeds of a traced graph's inputs, captures left out."""
+  return [
+    Feed(
+      name=x.op.name,
+      tensor=x.name,
+      dtype=x.dtype,
+      shape=tuple(x.shape.as_list()) if x.shape.rank is not None else None,
+    )
+    for x in inputs
+  ]
+
+
+def as_tensors(structure: Any) -> Any:
   """Returns the arrays as tensors, 64-bit floats as Keras' own type."""
 
   def as_tensor(value):
@@ -137,11 +143,23 @@ def _as_tensors(structure: Any) -> Any:
   return tf.nest.map_structure(as_tensor, structure)
 
 
-def _capture_nodes(original: GraphDef, inside, concrete) -> dict:
+def capture_nodes(
+  original: GraphDef,
+  inside: Sequence[tf.Tensor],
+  concrete: tf.types.experimental.ConcreteFunction,
+) -> dict[str, tf.Variable]:
   """Replaces the placeholders of captures by variables and constants.
+
+  Args:
+    original: the function's graph, which is changed.
+    inside: the placeholders of the captures in the traced graph.
+    concrete: the function.
 
   Returns:
     The variables by the name of their node.
+
+  Raises:
+    ValueError: a capture is neither a variable nor a constant.
   """
   nodes = {node.name: node for node in original.node}
   variable_of = {id(x.handle): x for x in concrete.variables}

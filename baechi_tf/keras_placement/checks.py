@@ -1,0 +1,105 @@
+"""Checks that a model, a cluster and a batch allow a placement."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import keras
+import tensorflow as tf
+
+from baechi_tf.cluster import Cluster
+
+# What TensorFlow leaves out of a device's name where there is one process.
+_HERE = tf.DeviceSpec(job="localhost", replica=0, task=0)
+
+
+def check_model(model: Any) -> None:
+  """Checks that a model can be placed as it is compiled.
+
+  Raises:
+    ValueError: the model is no compiled `keras.Model`, or it runs eagerly,
+      under XLA or under a strategy, none of which a plan can be written into.
+  """
+  if not isinstance(model, keras.Model):
+    raise ValueError(f"model is {type(model).__name__}, must be a keras.Model")
+  where = f"model {model.name!r}"
+  if not model.compiled or model.optimizer is None:
+    raise ValueError(
+      f"{where} is not compiled: call model.compile(optimizer=…, loss=…) first"
+    )
+  if model.run_eagerly:
+    raise ValueError(
+      f"{where} runs eagerly, op by op, so there is no graph to place: compile"
+      " it with run_eagerly=False"
+    )
+  if model.jit_compile:
+    raise ValueError(
+      f"{where} is compiled by XLA, which runs a step on one device: compile it"
+      ' with jit_compile=False (Keras\' default, "auto", means True where there'
+      " is a GPU)"
+    )
+  strategy = tf.distribute.get_strategy()
+  if tf.distribute.has_strategy() or model.distribute_strategy is not strategy:
+    strategy = model.distribute_strategy
+    raise ValueError(
+      f"{where} is under {type(strategy).__name__}, which places variables"
+      " itself: build and place the model outside of the strategy's scope"
+    )
+
+
+def check_devices(cluster: Cluster) -> None:
+  """Checks that TensorFlow has the cluster's devices in this process.
+
+  Raises:
+    ValueError: a device is not here; the message lists those that are.
+  """
+  here = [x.name for x in tf.config.list_logical_devices()]
+  known = {_full_name(name) for name in here}
+  missing = [x for x in cluster.device_names if _full_name(x) not in known]
+  if missing:
+    raise ValueError(
+      f"cluster: TensorFlow has no device {', '.join(map(repr, missing))} here;"
+      f" it has {', '.join(map(repr, here))}. Make logical devices with"
+      " tf.config.set_logical_device_configuration before TensorFlow runs"
+      " anything, or reach other processes with"
+      " tf.config.experimental_connect_to_cluster"
+    )
+
+
+def check_batch(batch: Any) -> int:
+  """Returns the number of examples in a batch.
+
+  Args:
+    batch: a tuple as a `tf.data.Dataset` gives it to `fit`, of tensors.
+
+  Raises:
+    ValueError: the batch is no tuple of (inputs, targets) or (inputs, targets,
+      sample weights), is empty, or its tensors have different numbers of rows.
+  """
+  if not isinstance(batch, tuple) or not 1 <= len(batch) <= 3:
+    raise ValueError(
+      "example_batch must be a tuple (x, y) or (x, y, sample_weight), as a"
+      f" tf.data.Dataset gives it to fit; got {type(batch).__name__}"
+    )
+  shapes = [x.shape for x in tf.nest.flatten(batch) if tf.is_tensor(x)]
+  rows = [x[0] for x in shapes if x.rank]
+  if not rows or min(rows) < 1 or len(rows) < len(shapes):
+    raise ValueError(
+      f"example_batch needs at least one example, got {_shapes(shapes)}"
+    )
+  if len(set(rows)) > 1:
+    raise ValueError(
+      "example_batch must have as many examples in each tensor, got the shapes"
+      f" {_shapes(shapes)}"
+    )
+  return rows[0]
+
+
+def _shapes(shapes: Sequence[tf.TensorShape]) -> str:
+  return ", ".join(str(tuple(x.as_list())) for x in shapes) or "no tensor"
+
+
+def _full_name(name: str) -> str:
+  try:
+    return _HERE.make_merged_spec(tf.DeviceSpec.from_string(name)).to_string()
+  except ValueError:
+    return name

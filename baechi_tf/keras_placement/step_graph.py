@@ -1,0 +1,126 @@
+"""A Keras step as a graph: what is fed, which variables it has, what it gives."""
+
+import dataclasses
+from collections.abc import Callable
+from collections.abc import Mapping
+from typing import Any
+
+import keras
+import tensorflow as tf
+
+from baechi_tf.function_library import CONTROL
+from baechi_tf.function_library import parse_ref
+from baechi_tf.graph_item import GraphItem
+from baechi_tf.graph_item import make_item
+from baechi_tf.initializer import Values
+from baechi_tf.python_item import capture_nodes
+from baechi_tf.python_item import feeds_of
+from baechi_tf.rewrites import rewrite_step
+
+GraphDef = tf.compat.v1.GraphDef
+_HANDLES = (tf.resource, tf.variant)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class StepGraph:
+  """One trace of a step.
+
+  Attributes:
+    graph_def: the step's graph; a variable's handle is a VarHandleOp.
+    item: the same, flat, to be planned.
+    inputs: names of the tensors that are fed, in the order of the batch's.
+    variables: the Keras variable by the name of its VarHandleOp.
+    outputs: what the step returns, with the names of tensors for tensors.
+  """
+
+  graph_def: GraphDef
+  item: GraphItem
+  inputs: tuple[str, ...]
+  variables: Mapping[str, keras.Variable]
+  outputs: Any
+
+
+def batch_specs(batch: Any, any_rows: bool = False) -> Any:
+  """Returns the type of each of a batch's tensors, in the batch's structure.
+
+  Args:
+    batch: a structure of tensors, `None`s and other values.
+    any_rows: leave the first dimension of dense tensors open, as a data set
+      does whose last batch may be smaller.
+  """
+
+  def spec(value):
+    if not isinstance(value, tf.Tensor):
+      composite = isinstance(value, tf.__internal__.CompositeTensor)
+      return tf.type_spec_from_value(value) if composite else value
+    shape = value.shape
+    if any_rows and shape.rank:
+      shape = [None, *shape[1:]]
+    return tf.TensorSpec(shape, value.dtype)
+
+  return tf.nest.map_structure(spec, batch)
+
+
+def trace_step(
+  step: Callable[[Any], Any],
+  specs: Any,
+  variables_of: Callable[[], Mapping[int, keras.Variable]],
+) -> StepGraph:
+  """Returns the graph of a step, which is rewritten as all steps are.
+
+  Args:
+    step: a model's `train_step`, `test_step` or `predict_step`.
+    specs: from `batch_specs`.
+    variables_of: returns `variables_by_handle`; called after the trace, which
+      makes the optimizer's and the metrics' variables.
+
+  Raises:
+    ValueError: the step has state that is no Keras variable.
+  """
+  function = tf.function(step, autograph=False)
+  concrete = function.get_concrete_function(specs)
+  graph = concrete.graph
+  by_handle = variables_of()
+  _check_captures(concrete.captured_inputs, by_handle, step.__name__)
+  graph_def = graph.as_graph_def()
+  num_args = len(graph.inputs) - len(concrete.captured_inputs)
+  inside = graph.inputs[num_args:]
+  captured = capture_nodes(graph_def, inside, concrete)
+  outputs = [parse_ref(x.name) for x in graph.outputs]
+  outputs += [(x.name, CONTROL) for x in graph.control_outputs]
+  feeds = feeds_of(graph.inputs[:num_args])
+  roots = tuple(
+    dict.fromkeys(
+      name for name, _ in (*outputs, *(parse_ref(x.tensor) for x in feeds))
+    )
+  )
+  meta_graph = tf.compat.v1.MetaGraphDef(graph_def=graph_def)
+  rewritten, counts = rewrite_step(meta_graph, roots)
+  item = make_item(rewritten, feeds, outputs, step.__name__, Values(captured))
+  return StepGraph(
+    graph_def=rewritten,
+    item=dataclasses.replace(item, rewritten_for=roots, num_rewritten=counts),
+    inputs=tuple(x.name for x in graph.inputs[:num_args]),
+    variables={name: by_handle[id(x.handle)] for name, x in captured.items()},
+    outputs=tf.nest.map_structure(
+      lambda x: x.name if isinstance(x, tf.Tensor) else x,
+      graph.structured_outputs,
+      expand_composites=True,
+    ),
+  )
+
+
+def _check_captures(captured, by_handle: Mapping, step: str) -> None:
+  """Raises ValueError if a step has state that cannot move."""
+  for tensor in captured:
+    if tensor.dtype in _HANDLES and id(tensor) not in by_handle:
+      raise ValueError(
+        f"{step} uses a resource that is no Keras variable of the model, its"
+        f" optimizers or metrics, {_name_of(tensor)}: only Keras variables can"
+        " move to their devices. Make a variable with self.add_weight; look"
+        " strings up before the model, in the tf.data pipeline"
+      )
+
+
+def _name_of(handle: tf.Tensor) -> str:
+  return f"of type {handle.dtype.name} on {handle.device}"
