@@ -27,8 +27,8 @@ def move_variables(
 ) -> None:
   """Moves Keras variables to devices, with their values.
 
-  The Keras variable stays the same object, so saving, callbacks and the
-  optimizer go on through it.
+  Both the Keras variable and TensorFlow's own stay the same objects, because
+  optimizers know them by their identity. Saving and callbacks go on.
 
   Args:
     variables: the variables to move.
@@ -37,13 +37,7 @@ def move_variables(
   for variable in variables:
     old = variable.value
     with tf.device(device_of[id(variable)]):
-      new = tf.Variable(
-        old.read_value(),
-        trainable=old.trainable,
-        dtype=old.dtype,
-        name=old.name.partition(":")[0],
-        aggregation=old.aggregation,
-        synchronization=old.synchronization,
-      )
-    # Checked with Keras 3.15: what a variable of the TensorFlow backend holds.
-    variable._value = new
+      new = tf.Variable(old.read_value(), dtype=old.dtype)
+    # Checked with TensorFlow 2.21: a variable is where its handle is, and the
+    # handle counts its references.
+    old._handle = new.handle
