@@ -26,6 +26,7 @@ _PUBLIC = {
   "load": "saved_model",
   "lower_bound": "bounds",
   "place": "pipeline",
+  "place_keras": "keras_placement.place",
   "plan": "planner",
   "read_cluster": "cluster",
   "read_cost_graph": "cost_graph",

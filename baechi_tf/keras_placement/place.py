@@ -1,4 +1,4 @@
-"""Places a compiled Keras model: plans its training step, moves its variables."""
+"""Plans a Keras model's training step and places the model accordingly."""
 
 import dataclasses
 from typing import Any
@@ -111,9 +111,7 @@ def _traced(model, train_step, specs, batch) -> StepGraph:
 def _measured(item: GraphItem, cluster: Cluster, batch: Any) -> Profile:
   """Returns what the ops take here, by the device types that are here."""
   fed = [
-    x
-    for x in tf.nest.flatten(batch, expand_composites=True)
-    if tf.is_tensor(x)
+    x for x in tf.nest.flatten(batch, expand_composites=True) if tf.is_tensor(x)
   ]
   values = {
     feed.name: np.asarray(x) for feed, x in zip(item.feeds, fed, strict=True)

@@ -63,7 +63,9 @@ class PlacedStep:
 
   def add(self, specs: Any, step: StepGraph, device_of: Mapping) -> None:
     """Adds a trace whose ops' devices are known."""
-    self._placed.append((specs, step, _placed_graph(step, device_of, self._layout.order)))
+    self._placed.append(
+      (specs, step, _placed_graph(step, device_of, self._layout.order))
+    )
 
   def __call__(self, data: Any) -> Any:
     """Returns what the step returns for a batch, inside a traced function.
@@ -116,9 +118,7 @@ class PlacedStep:
 
 def _graph_without_costs(step: StepGraph):
   """Returns a step's ops, edges and groups, all of which cost nothing."""
-  free = {
-    node.name: OpCost(node.op, 0.0) for node in step.item.graph_def.node
-  }
+  free = {node.name: OpCost(node.op, 0.0) for node in step.item.graph_def.node}
   return op_graph_from_item(step.item, {"*": free}, ["*"])
 
 

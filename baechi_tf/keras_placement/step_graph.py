@@ -1,4 +1,4 @@
-"""A Keras step as a graph: what is fed, which variables it has, what it gives."""
+"""The graph of a Keras step, with its inputs, variables and outputs."""
 
 import dataclasses
 from collections.abc import Callable
