@@ -27,17 +27,14 @@ def two_processors():
   return dataclasses.replace(cluster, devices=devices)
 
 
-def towers(optimizer=None, depth=1, **compile_args):
+def towers(optimizer=None, **compile_args):
   keras.utils.set_random_seed(0)
   image = keras.Input((8,))
   ends = []
   for _ in range(2):
-    x = image
-    for _ in range(depth):
-      x = layers.Dense(8, "relu")(x)
-      x = layers.BatchNormalization()(x)
-      x = layers.Dropout(0.1)(x)
-    ends.append(x)
+    x = layers.Dense(8, "relu")(image)
+    x = layers.BatchNormalization()(x)
+    ends.append(layers.Dropout(0.1)(x))
   model = keras.Model(image, layers.Dense(3)(layers.Concatenate()(ends)))
   schedule = keras.optimizers.schedules.CosineDecay(1e-2, 20)
   model.compile(
@@ -193,7 +190,7 @@ def test_placed_model_gives_the_numbers_of_the_model(
 
 
 def test_placed_ops_run_and_variables_live_where_planned(cluster):
-  model = towers(depth=1)
+  model = towers()
   planned = place(model, cluster, Y)
   device_of = planned.placement.as_dict()
   context.enable_run_metadata()
@@ -217,8 +214,10 @@ def test_placed_ops_run_and_variables_live_where_planned(cluster):
   assert devices_of(variables) == set(cluster.device_names)
 
 
+# Keras 3.15 reads its own variables by np.array when it writes a file.
+@pytest.mark.filterwarnings("ignore:__array__ implementation")
 def test_files_of_a_placed_model_load_without_devices(cluster, tmp_path):
-  model = towers(depth=1)
+  model = towers()
   place(model, cluster, Y)
   callbacks = [
     keras.callbacks.ModelCheckpoint(str(tmp_path / "best.keras")),
