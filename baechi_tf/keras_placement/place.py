@@ -116,11 +116,18 @@ def _measured(item: GraphItem, cluster: Cluster, batch: Any) -> Profile:
   values = {
     feed.name: np.asarray(x) for feed, x in zip(item.feeds, fed, strict=True)
   }
-  return {
-    name: measure(item, values, device_type=name)
-    for name in dict.fromkeys(cluster.types)
-    if name == "CPU" or (name == "GPU" and name not in cluster.device_types)
-  }
+  try:
+    return {
+      name: measure(item, values, device_type=name)
+      for name in dict.fromkeys(cluster.types)
+      if name == "CPU" or (name == "GPU" and name not in cluster.device_types)
+    }
+  except tf.errors.OpError as error:
+    reason = error.message.partition("\n")[0]
+    raise ValueError(
+      f"the step cannot be measured here: {reason}; pass estimate=True, or a"
+      " placement_pass with a profile"
+    ) from error
 
 
 def _install(model, own, step: StepGraph, specs, planned: Plan, order) -> None:

@@ -232,8 +232,8 @@ def test_files_of_a_placed_model_load_without_devices(cluster, tmp_path):
   ):
     np.testing.assert_array_equal(a.numpy(), b.numpy())
   model.export(tmp_path / "exported", verbose=False)
-  served = tf.saved_model.load(str(tmp_path / "exported")).serve(X)
-  np.testing.assert_allclose(served, expected, rtol=1e-5, atol=1e-6)
+  exported = tf.saved_model.load(str(tmp_path / "exported"))
+  np.testing.assert_allclose(exported.serve(X), expected, rtol=1e-5, atol=1e-6)
 
 
 def test_second_placement_replaces_the_first(cluster):
