@@ -39,14 +39,13 @@ from baechi_tf.output_path import OutputPath
 from baechi_tf.output_path import placed_output
 from baechi_tf.planner import BEST
 from baechi_tf.planner import check_placer
-from baechi_tf.planner import NO_SEARCH
+from baechi_tf.planner import default_budget
 from baechi_tf.planner import Plan
 from baechi_tf.planner import plan
 from baechi_tf.rewrites import rewrite_step
 from baechi_tf.runner.tasks import tasks_of
 from baechi_tf.saved_model import stage_saved_model
 from baechi_tf.search.budget import Budget
-from baechi_tf.search.budget import DEFAULT_BUDGET
 
 Progress = Callable[[str], None]
 
@@ -124,8 +123,7 @@ def place(
     input_shapes=input_shapes,
     inputs=inputs,
   )
-  if budget is None:
-    budget = DEFAULT_BUDGET if placer == BEST else NO_SEARCH
+  budget = default_budget(placer) if budget is None else budget
   check_placer(placer, budget)
   tasks_of(cluster.device_names)  # complains of names that are not TensorFlow's
   source.check_types(cluster)

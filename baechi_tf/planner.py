@@ -31,6 +31,7 @@ from baechi_tf.placers import PLACERS
 from baechi_tf.placers.favorite_child import LinearProgramError
 from baechi_tf.placers.favorite_child import uses_lp
 from baechi_tf.search.budget import Budget
+from baechi_tf.search.budget import DEFAULT_BUDGET
 from baechi_tf.search.placement_search import search
 from baechi_tf.simulator import overflow
 from baechi_tf.simulator import simulate
@@ -213,6 +214,11 @@ def plan(
     notes=tuple(notes),
     timings_s=clock.seconds,
   )
+
+
+def default_budget(placer: str) -> Budget:
+  """Returns the budget of a placer that is given none: only "best" searches."""
+  return DEFAULT_BUDGET if placer == BEST else NO_SEARCH
 
 
 def check_placer(name: str, budget: Budget = NO_SEARCH) -> None:

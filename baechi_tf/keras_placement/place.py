@@ -1,6 +1,7 @@
 """Plans a Keras model's training step and places the model accordingly."""
 
 import dataclasses
+import os
 from typing import Any
 
 import keras
@@ -8,7 +9,7 @@ import numpy as np
 import tensorflow as tf
 
 from baechi_tf.cluster import Cluster
-from baechi_tf.costs.measured import measure
+from baechi_tf.costed_model import CostSource
 from baechi_tf.costs.profile import Profile
 from baechi_tf.graph_item import GraphItem
 from baechi_tf.keras_placement.checks import check_batch
@@ -21,9 +22,15 @@ from baechi_tf.keras_placement.step_graph import StepGraph
 from baechi_tf.keras_placement.step_graph import trace_step
 from baechi_tf.keras_placement.variables import move_variables
 from baechi_tf.keras_placement.variables import variables_by_handle
-from baechi_tf.placement_pass import PlacementPass
+from baechi_tf.pipeline import cost_item
+from baechi_tf.pipeline import Progress
+from baechi_tf.planner import BEST
+from baechi_tf.planner import check_placer
+from baechi_tf.planner import default_budget
 from baechi_tf.planner import Plan
+from baechi_tf.planner import plan
 from baechi_tf.python_item import as_tensors
+from baechi_tf.search.budget import Budget
 
 _STEPS = ("train_step", "test_step", "predict_step")
 
@@ -33,8 +40,14 @@ def place_keras(
   cluster: Cluster,
   example_batch: Any,
   *,
-  placement_pass: PlacementPass | None = None,
+  profile: Profile | str | os.PathLike | None = None,
   estimate: bool = False,
+  placer: str = BEST,
+  coplacement: bool = True,
+  fusion: bool = True,
+  order: bool = False,
+  budget: Budget | None = None,
+  progress: Progress = lambda stage: None,
 ) -> Plan:
   """Places a compiled model, which then runs where the returned plan says.
 
@@ -49,36 +62,57 @@ def place_keras(
       first is the one that data sets put batches on.
     example_batch: `(x, y)` or `(x, y, sample_weight)`, a batch as large as the
       largest that the model will train on; memory is planned for it.
-    placement_pass: how to plan, and what is known of the ops' costs; default
-      the best of all placers, on costs that are measured here on this batch.
-    estimate: estimate every op from the cluster's `device_types`. By default
-      ops are measured for CPUs and for GPUs that the cluster does not describe,
-      and estimated for others.
+    profile: measured costs by device type, or a profile file's path; ops that
+      it lacks are estimated. With neither a profile nor `estimate`, ops are
+      measured here, on this batch.
+    estimate: whether all ops are estimated, see `CostSource`.
+    placer: a name in `PLACERS`, or "best", which tries all and searches on.
+    coplacement: whether ops may be co-placed before they are placed.
+    fusion: whether co-placed ops may be contracted to one.
+    order: whether control edges keep the planned order of ops that take long.
+    budget: the time or placements that the search of "best" may take; default
+      two seconds.
+    progress: called with a line before each stage, and during long ones.
 
   Returns:
-    The plan of the training step, with the predicted step and its peak memory.
+    The plan of the training step, with the predicted step, its peak memory and
+    notes of all stages.
 
   Raises:
-    ValueError: the model, the batch or a device is not right; the message says
-      what to change.
+    ValueError: the model, the batch, a device or an argument is not right; the
+      message says what to change.
+    OSError: the profile cannot be read.
     InfeasiblePlacementError: no plan was found that fits the memory.
   """
+  source = CostSource(profile=profile, estimate=estimate)
+  budget = default_budget(placer) if budget is None else budget
+  check_placer(placer, budget)
   check_model(model)
   check_devices(cluster)
+  source.check_types(cluster)
   batch = _as_batch(example_batch)
   num_examples = check_batch(batch)
   own = {name: _own_step(model, name) for name in _STEPS}
   specs = batch_specs(batch, any_rows=True)
+  progress("tracing the training step")
   step = _traced(model, own["train_step"], specs, batch)
-  placement_pass = placement_pass or PlacementPass()
-  if placement_pass.profile is None and not estimate:
-    profile = _measured(step.item, cluster, batch)
-    placement_pass = dataclasses.replace(placement_pass, profile=profile)
-  placement_pass = dataclasses.replace(placement_pass, batch_size=num_examples)
-  planned = placement_pass.plan(cluster, step.item)
-  order = placement_pass.ordered_ops(planned)
-  _install(model, own, step, specs, planned, order)
-  return planned
+  if source.measured_types(cluster):
+    source = dataclasses.replace(source, inputs=_values(step.item, batch))
+  else:
+    source = dataclasses.replace(source, batch_size=num_examples)
+  costed = cost_item(step.item, cluster, source, progress)
+  planned = plan(
+    costed.graph,
+    cluster,
+    placer=placer,
+    coplacement=coplacement,
+    fusion=fusion,
+    enforce_order=order,
+    budget=budget,
+    progress=progress,
+  )
+  _install(model, own, step, specs, planned)
+  return dataclasses.replace(planned, notes=(*costed.notes, *planned.notes))
 
 
 def _as_batch(batch: Any) -> Any:
@@ -108,36 +142,27 @@ def _traced(model, train_step, specs, batch) -> StepGraph:
     ) from error
 
 
-def _measured(item: GraphItem, cluster: Cluster, batch: Any) -> Profile:
-  """Returns what the ops take here, by the device types that are here."""
+def _values(item: GraphItem, batch: Any) -> dict[str, np.ndarray]:
+  """Returns a batch's arrays by the names of the step's inputs."""
   fed = [
     x for x in tf.nest.flatten(batch, expand_composites=True) if tf.is_tensor(x)
   ]
-  values = {
+  return {
     feed.name: np.asarray(x) for feed, x in zip(item.feeds, fed, strict=True)
   }
-  try:
-    return {
-      name: measure(item, values, device_type=name)
-      for name in dict.fromkeys(cluster.types)
-      if name == "CPU" or (name == "GPU" and name not in cluster.device_types)
-    }
-  except tf.errors.OpError as error:
-    reason = error.message.partition("\n")[0]
-    raise ValueError(
-      f"the step cannot be measured here: {reason}; pass estimate=True, or a"
-      " placement_pass with a profile"
-    ) from error
 
 
-def _install(model, own, step: StepGraph, specs, planned: Plan, order) -> None:
+def _install(model, own, step: StepGraph, specs, planned: Plan) -> None:
   """Moves the variables, and gives Keras the placed steps."""
   device_of = planned.placement.as_dict()
   device_of_variable = {
     id(variable): device_of[name] for name, variable in step.variables.items()
   }
   layout = Layout(
-    planned.placement.device_names, device_of, order, device_of_variable
+    planned.placement.device_names,
+    device_of,
+    planned.ordered_ops,
+    device_of_variable,
   )
   move_variables(step.variables.values(), device_of_variable)
   for name, original in own.items():

@@ -13,7 +13,6 @@ from tests.tensorflow_setup import tf
 X = np.random.default_rng(0).normal(size=(24, 8)).astype("f")
 Y = np.random.default_rng(1).integers(0, 3, 24).astype("i4")
 BATCH = 16  # the last batch is smaller
-PASS = baechi_tf.PlacementPass(placer="contiguous")
 layers = keras.layers
 
 
@@ -140,7 +139,7 @@ def place(model, cluster, targets):
     model,
     cluster,
     (X[:BATCH], first(targets)),
-    placement_pass=PASS,
+    placer="contiguous",
     estimate=True,
   )
 
@@ -260,7 +259,7 @@ def test_measured_costs_leave_the_model_as_it_is(cluster):
   model = tiny()
   before = model.get_weights()
   planned = baechi_tf.place_keras(
-    model, cluster, (X, ONE_HOT), placement_pass=PASS
+    model, cluster, (X, ONE_HOT), placer="contiguous"
   )
   assert planned.simulation.makespan_us > 0
   for a, b in zip(before, model.get_weights(), strict=True):

@@ -6,12 +6,14 @@ import pytest
 
 from baechi_tf.cli import main as cli
 from baechi_tf.cluster import read_cluster
+from baechi_tf.costed_model import CostSource
 from baechi_tf.costs.carried import carried_over
 from baechi_tf.costs.profile import OpCost
 from baechi_tf.graph_import import op_graph_from_item
 from baechi_tf.graph_item import read_item
+from baechi_tf.pipeline import cost_item
 from baechi_tf.placement import InfeasiblePlacementError
-from baechi_tf.placement_pass import PlacementPass
+from baechi_tf.planner import plan
 from baechi_tf.python_item import item_from_function
 from baechi_tf.python_item import item_from_keras
 from baechi_tf.rewrites import rewrite_step
@@ -210,7 +212,11 @@ def test_a_step_fits_devices_that_hold_no_op_of_all_gradients(tmp_path):
   before, after = (
     item_from_keras(model, batch, batch, rewrite=x) for x in (False, True)
   )
-  path, place = tmp_path / "cluster.toml", PlacementPass().plan
+  path, source = tmp_path / "cluster.toml", CostSource(estimate=True)
+
+  def place(cluster, item):
+    return plan(cost_item(item, cluster, source).graph, cluster)
+
   one = place(read_cluster(write_cluster(path, 1, '"1 GiB"')), after)
   limit = one.simulation.peak_memory_bytes[0] * 3 // 4
   two = read_cluster(write_cluster(path, 2, limit))
