@@ -8,7 +8,6 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-from baechi_tf import private
 from baechi_tf.function_library import CONTROL
 from baechi_tf.function_library import parse_ref
 from baechi_tf.graph_item import GraphItem
@@ -17,10 +16,6 @@ from baechi_tf.initializer import Values
 from baechi_tf.python_item import capture_nodes
 from baechi_tf.python_item import feeds_of
 from baechi_tf.rewrites import rewrite_step
-
-func_graph = private.find(
-  "tensorflow.python.framework.func_graph", "freeing a traced step"
-)
 
 GraphDef = tf.compat.v1.GraphDef
 _HANDLES = (tf.resource, tf.variant)
@@ -102,7 +97,7 @@ def trace_step(
   meta_graph = tf.compat.v1.MetaGraphDef(graph_def=graph_def)
   rewritten, counts = rewrite_step(meta_graph, roots)
   item = make_item(rewritten, feeds, outputs, step.__name__, Values(captured))
-  result = StepGraph(
+  return StepGraph(
     graph_def=rewritten,
     item=dataclasses.replace(item, rewritten_for=roots, num_rewritten=counts),
     inputs=tuple(x.name for x in graph.inputs[:num_args]),
@@ -113,12 +108,6 @@ def trace_step(
       expand_composites=True,
     ),
   )
-  # A traced graph that is kept would hold the memory of variables that move.
-  # Checked with TensorFlow 2.21: a tf.function traces first to make variables.
-  first = function._concrete_variable_creation_fn
-  for traced in {id(x): x for x in (graph, first.graph)}.values():
-    func_graph.dismantle_func_graph(traced)
-  return result
 
 
 def _check_captures(captured, by_handle: Mapping, step: str) -> None:
