@@ -67,7 +67,7 @@ def place(
   placer: str = BEST,
   coplacement: bool = True,
   fusion: bool = True,
-  order: bool = False,
+  order: bool = True,
   budget: Budget | None = None,
   overwrite: bool = False,
   follow_links: bool = False,
@@ -140,7 +140,7 @@ def place(
     placer=placer,
     coplacement=coplacement,
     fusion=fusion,
-    enforce_order=order,
+    order=order,
     budget=budget,
     progress=progress,
   )

@@ -119,7 +119,7 @@ def plan(
   placer: str = BEST,
   coplacement: bool = True,
   fusion: bool = True,
-  enforce_order: bool = False,
+  order: bool = True,
   budget: Budget = NO_SEARCH,
   progress: Callable[[str], None] = lambda stage: None,
 ) -> Plan:
@@ -133,9 +133,9 @@ def plan(
       if it finds no plan with them; where memory is short, both try smaller
       groups before.
     fusion: contract edges inside groups before placing.
-    enforce_order: whether the devices will run their ops in the plan's order;
-      else each runs what is ready as TensorFlow's executor does, the placement
-      has no order, and the prediction is for that.
+    order: whether the devices will run their ops in the plan's order, if it
+      has ops on several; else each runs what is ready as TensorFlow's executor
+      does, the placement has no order, and the prediction is for that.
     budget: the time or placements that the search of `best` may take. Ctrl-C
       ends the search, with the best plan so far.
     progress: called with a line before each stage, and now and then during a
@@ -149,7 +149,7 @@ def plan(
       the graph has no times for a device's type.
   """
   check_placer(placer, budget)
-  policy = "priority" if enforce_order else "executor"
+  policy = "priority" if order else "executor"
   clock = _Clock(progress)
   with clock.stage("bounds"):
     check_memory(graph, cluster)
@@ -193,11 +193,15 @@ def plan(
   notes += doubt
   if chosen.simulation is None:
     raise InfeasiblePlacementError(_none_fits(unfit))
+  if order:
+    best = candidates.index(chosen)
+    chosen, order = _ordered_if_needed(graph, cluster, chosen)
+    candidates[best] = chosen
   placement = Placement(
     graph.names,
     cluster.device_names,
     chosen.simulation.device,
-    order=chosen.simulation.order if enforce_order else None,
+    order=chosen.simulation.order if order else None,
     makespan_us=chosen.makespan_us,
     lower_bound_us=bound.us,
   )
@@ -208,7 +212,7 @@ def plan(
     bound=bound,
     candidates=tuple(candidates),
     ordered_ops=ops_worth_ordering(graph, cluster, chosen.simulation)
-    if enforce_order
+    if order
     else (),
     num_coarse_ops=num_coarse_ops,
     notes=tuple(notes),
@@ -331,6 +335,22 @@ def _choose(candidates, cluster) -> tuple[Candidate, list[str]]:
     " whose transfers take processor time, less than"
     f" {_BELIEVED_GAIN:.0%} is not believed"
   ]
+
+
+def _ordered_if_needed(
+  graph: OpGraph, cluster: Cluster, chosen: Candidate
+) -> tuple[Candidate, bool]:
+  """Returns a candidate, and whether its order is worth keeping.
+
+  One device takes as long in any order; only its memory may need one.
+  """
+  device = chosen.simulation.device
+  if (device != device[:1]).any():
+    return chosen, True
+  free = simulate(graph, cluster, device, policy="executor")
+  if overflow(graph, cluster, free) is not None:
+    return chosen, True
+  return dataclasses.replace(chosen, simulation=free), False
 
 
 def _search(

@@ -67,7 +67,7 @@ def measure(
   graph, cluster, least_us, _ = known_optimum(
     num_ops, _DEVICES, density=density, delay=delay
   )
-  before = plan(graph, cluster, enforce_order=policy == "priority")
+  before = plan(graph, cluster, order=policy == "priority")
   starts = [x.simulation.device for x in before.candidates if x.simulation]
   # Compiles what it has not compiled yet.
   search(graph, cluster, starts, Budget(evaluations=1), policy=policy)
@@ -96,7 +96,7 @@ def measure_graph(
   makespans = []
   for amount in (Budget(), budget):
     try:
-      planned = plan(graph, cluster, enforce_order=ordered, budget=amount)
+      planned = plan(graph, cluster, order=ordered, budget=amount)
       makespans.append(planned.simulation.makespan_us)
     except InfeasiblePlacementError:
       makespans.append(np.inf)

@@ -162,10 +162,10 @@ def add_planner_arguments(parser: argparse.ArgumentParser) -> None:
   parser.add_argument(
     "--order",
     action=argparse.BooleanOptionalAction,
-    default=False,
+    default=True,
     help="keep the ops that take long in the planned order, with control edges"
-    " in the written model; by default TensorFlow runs what is ready (see"
-    " docs/order.md: each process needs two inter-op threads for it)",
+    " in the written model (default); else TensorFlow runs what is ready. See"
+    " docs/order.md: each process needs at least two inter-op threads",
   )
 
 
@@ -197,7 +197,7 @@ def plan_and_summarize(
     placer=placer,
     coplacement=args.coplacement,
     fusion=args.fusion,
-    enforce_order=args.order,
+    order=args.order,
     budget=budget if placer == BEST else NO_SEARCH,
     progress=progress,
   )

@@ -45,7 +45,7 @@ def place_keras(
   placer: str = BEST,
   coplacement: bool = True,
   fusion: bool = True,
-  order: bool = False,
+  order: bool = True,
   budget: Budget | None = None,
   progress: Progress = lambda stage: None,
 ) -> Plan:
@@ -107,7 +107,7 @@ def place_keras(
     placer=placer,
     coplacement=coplacement,
     fusion=fusion,
-    enforce_order=order,
+    order=order,
     budget=budget,
     progress=progress,
   )

@@ -57,7 +57,6 @@ def local_run(
   hosts: Sequence[Host] | None = None,
   private: bool = True,
   limit_memory: bool = False,
-  inter_op: int = 0,
 ) -> Iterator[ClusterRun]:
   """Starts the processes of a cluster on this machine; ends them all.
 
@@ -69,7 +68,6 @@ def local_run(
       reaches. `hosts` with a prefix are in networks of their own.
     limit_memory: whether the system kills a process that needs more than the
       memory of its devices, beyond what it needs without a model.
-    inter_op: ops that a process runs at the same time; 0 for one a core.
 
   Raises:
     ChildProcessError: a process ended before it was up.
@@ -95,7 +93,7 @@ def local_run(
       children.append(child)
       if groups:
         memory_limit.put(groups[i], child.process.pid)
-      pid = _set_up(child, task, host, network, inter_op)
+      pid = _set_up(child, task, host, network)
       if network == "new":
         network = pid
     spec = cluster_spec(tasks, [x.address for x in hosts]) if serving else None
@@ -113,7 +111,7 @@ def local_run(
 
 @contextlib.contextmanager
 def remote_run(
-  cluster: Cluster, addresses: Sequence[str], *, inter_op: int = 0
+  cluster: Cluster, addresses: Sequence[str]
 ) -> Iterator[ClusterRun]:
   """Starts the client here, which uses servers that run already; ends it.
 
@@ -121,7 +119,6 @@ def remote_run(
     cluster: whose devices' names say which processes there are.
     addresses: "host:port" for each task in the order of `tasks_of`; the first
       is the client's.
-    inter_op: ops that the client runs at the same time; 0 for one a core.
 
   Raises:
     ChildProcessError: the client ended, or does not reach a server.
@@ -134,22 +131,19 @@ def remote_run(
   with _children() as (directory, children):
     host = Host(addresses[0], cores=tuple(sorted(os.sched_getaffinity(0))))
     children.append(_start(tasks[0], directory, host))
-    _set_up(children[0], tasks[0], host, None, inter_op)
+    _set_up(children[0], tasks[0], host, None)
     spec = cluster_spec(tasks, addresses)
     idle = _start_servers(cluster, tasks[:1], children, spec)
     yield ClusterRun(tasks, tuple(children), idle, directory)
 
 
-def serve(
-  cluster: Cluster, addresses: Sequence[str], index: int, inter_op: int = 0
-) -> None:
+def serve(cluster: Cluster, addresses: Sequence[str], index: int) -> None:
   """Serves one of a cluster's tasks, until it is interrupted.
 
   Args:
     cluster: whose devices' names say which processes there are.
     addresses: "host:port" for each task in the order of `tasks_of`.
     index: which of them this is.
-    inter_op: ops that the process runs at the same time; 0 for one a core.
 
   Raises:
     ChildProcessError: the server does not start, or ends.
@@ -161,7 +155,7 @@ def serve(
     host = Host(addresses[index], cores=tuple(sorted(os.sched_getaffinity(0))))
     child = _start(tasks[index], directory, host)
     children.append(child)
-    _set_up(child, tasks[index], host, None, inter_op)
+    _set_up(child, tasks[index], host, None)
     _ask(child, "serve", tasks[index], cluster_spec(tasks, addresses))
     processes.answer(child, children, START_S)
     while True:
@@ -317,7 +311,7 @@ def _start(task: Task, directory: str, host: Host) -> Child:
   )
 
 
-def _set_up(child, task, host, network, inter_op: int) -> int:
+def _set_up(child, task, host, network) -> int:
   """Returns the process' id, once it is pinned and in its network."""
   child.tell(
     {
@@ -327,7 +321,6 @@ def _set_up(child, task, host, network, inter_op: int) -> int:
       "network": network,
       "num_cpus": task.num_cpus,
       "intra_op": len(host.cores),
-      "inter_op": inter_op,
     }
   )
   try:

@@ -137,7 +137,7 @@ def _measured(
   keys = [key, *([_ONE_DEVICE] if beside_one else [])]
   times_us = {x: [] for x in keys}
   for x in keys:
-    running.run(x, _STEPS)
+    running.warm_up(x)
   for _ in range(_ROUNDS):
     for x in keys:
       times_us[x] += running.run(x, _STEPS).times_us

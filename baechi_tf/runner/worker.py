@@ -59,6 +59,11 @@ def setup(worker: Worker, settings: Mapping[str, Any]) -> dict[str, Any]:
   return {"pid": os.getpid()}
 
 
+def _num_ops_at_once() -> int:
+  """Returns one op a core, but two at least: one of them sends a tensor."""
+  return max(2, len(os.sched_getaffinity(0)))
+
+
 @_answers
 def serve(worker: Worker, question: Mapping[str, Any]) -> dict[str, Any]:
   """Starts a server for the task."""
@@ -67,7 +72,7 @@ def serve(worker: Worker, question: Mapping[str, Any]) -> dict[str, Any]:
   config = tf.compat.v1.ConfigProto(
     device_count={"CPU": worker.settings["num_cpus"]},
     intra_op_parallelism_threads=worker.settings["intra_op"],
-    inter_op_parallelism_threads=worker.settings["inter_op"],
+    inter_op_parallelism_threads=_num_ops_at_once(),
   )
   worker.server = tf.distribute.Server(
     _cluster_spec(question["cluster"]),
@@ -86,9 +91,7 @@ def connect(worker: Worker, question: Mapping[str, Any]) -> dict[str, Any]:
   tf.config.threading.set_intra_op_parallelism_threads(
     worker.settings["intra_op"]
   )
-  tf.config.threading.set_inter_op_parallelism_threads(
-    worker.settings["inter_op"]
-  )
+  tf.config.threading.set_inter_op_parallelism_threads(_num_ops_at_once())
   cpu = tf.config.list_physical_devices("CPU")[0]
   tf.config.set_logical_device_configuration(
     cpu,

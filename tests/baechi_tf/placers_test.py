@@ -117,7 +117,11 @@ def test_plan_is_complete_and_within_memory_or_an_error(placer):
     for k, limit in enumerate(cluster.memory_bytes):
       for now in instants:
         assert memory_at(graph, simulation, k, now) <= limit
-    makespan = simulate(graph, cluster, device, policy="executor").makespan_us
+    order = result.placement.order
+    policy = "executor" if order is None else "strict"
+    makespan = simulate(
+      graph, cluster, device, policy=policy, order=order
+    ).makespan_us
     assert result.placement.makespan_us == makespan
     assert result.placement.lower_bound_us <= makespan
   assert 12 < planned < 60  # also where memory is short, but not always

@@ -92,9 +92,7 @@ def _run(
   cluster: str, subject: Subject, path: str, device: str | None
 ) -> float:
   """Returns the median step in processes with the cluster's limits."""
-  with local_run(
-    read_cluster(cluster), limit_memory=True, inter_op=1
-  ) as processes:
+  with local_run(read_cluster(cluster), limit_memory=True) as processes:
     processes.load(
       "model", path, plan_models.SIGNATURE, subject.batch, device=device
     )

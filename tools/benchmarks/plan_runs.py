@@ -183,7 +183,7 @@ def run(
     TimeoutError: a process is not up in time.
   """
   first = same_model(placed)
-  with local_run(read_cluster(cluster), hosts=hosts, inter_op=1) as processes:
+  with local_run(read_cluster(cluster), hosts=hosts) as processes:
     for name in dict.fromkeys(first.values()):
       processes.load(
         name, placed[name].path, plan_models.SIGNATURE, subject.batch
@@ -208,8 +208,7 @@ def _measure(
   """Returns the measurements of each model, one a round."""
   num_steps = {}
   for name in names:
-    # The first step of all sends graphs; the second says how long one takes.
-    processes.run(name, 1)
+    processes.warm_up(name)
     step_us = processes.run(name, 1).median_us
     affordable = int(rounds.round_s * 1e6 / step_us)
     num_steps[name] = min(max(affordable, 1), rounds.num_steps)
