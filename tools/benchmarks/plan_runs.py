@@ -28,10 +28,13 @@ from tools.benchmarks.plan_processes import pinned
 
 # A plan's name -> the arguments of `baechi place` that make it.
 PLANS: Mapping[str, tuple[str, ...]] = {
-  name: (f"--placer={name}",)
-  for name in (
-    "single_device", "contiguous", "m_topo", "m_etf", "m_sct", "best"
-  )
+  **{
+    name: (f"--placer={name}",)
+    for name in (
+      "single_device", "contiguous", "m_topo", "m_etf", "m_sct", "best"
+    )
+  },
+  "best_unordered": ("--placer=best", "--no-order"),
 }  # fmt: skip
 Say = Callable[[str], None]
 
