@@ -342,6 +342,16 @@ class OpGraph:
     """
     return _frozen(np.lexsort((np.array(self.names, object), self.depth)))
 
+  def with_order(self, order: np.ndarray) -> "OpGraph":
+    """Returns the graph with another topological order that breaks ties.
+
+    Args:
+      order: int `[n]`, every op once, after all that it depends on.
+    """
+    result = dataclasses.replace(self)
+    result.__dict__["order"] = _frozen(np.array(order, np.int64))
+    return result
+
   @functools.cached_property
   def rank(self) -> np.ndarray:
     """Int64 `[n]`: each op's position in `order`."""
