@@ -7,7 +7,6 @@ Where that is short, plans with fewer of them in flight are tried too.
 import dataclasses
 from typing import Any
 
-
 from baechi_tf.cluster import Cluster
 from baechi_tf.micro_batch_graph import as_pipeline
 from baechi_tf.micro_batch_graph import limit_in_flight

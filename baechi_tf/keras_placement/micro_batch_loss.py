@@ -68,7 +68,7 @@ def slice_losses(
     1.0 if x.loss.reduction == _SUM else sum(sizes)
     for x, *sizes in zip(compiled._flat_losses, *own, strict=True)
   ]
-  num_rows = tf.cast(sum(part.num_rows for part in slices), tf.float32)
+  num_rows = sum(part.num_rows for part in slices)
   parts = [[] for _ in whole]
   losses = []
   for part, sizes in zip(slices, own, strict=True):
@@ -78,9 +78,9 @@ def slice_losses(
       loss = _with_losses(compiled, _recorded(shares, parts))(
         y, part.y_pred, sample_weight
       )
-      share = tf.cast(part.num_rows, tf.float32) / num_rows
       for added in map(model._aggregate_additional_loss, part.added):
-        loss += added * tf.cast(share, added.dtype)
+        share = tf.cast(part.num_rows, added.dtype)
+        loss += added * share / tf.cast(num_rows, added.dtype)
       losses.append(loss)
   with tf.name_scope(slices[0].scope):
     for penalty in model._get_regularization_losses():  # of weights: once

@@ -70,27 +70,16 @@ def micro_batched(
   return train_step
 
 
-def check_divisible(
-  model: keras.Model, train_step: Callable, num_rows: int, num_slices: int
-) -> None:
+def check_divisible(model: keras.Model, train_step: Callable) -> None:
   """Checks that a model's training step can be cut into micro-batches.
 
   Args:
     model: a compiled model.
     train_step: its own step, not the one of an earlier placement.
-    num_rows: of the example batch.
-    num_slices: how many micro-batches.
 
   Raises:
-    ValueError: the number is not right, or the model computes its step or its
-      loss itself.
+    ValueError: the model computes its step or its loss itself.
   """
-  if num_slices < 1 or num_rows % num_slices:
-    divisors = [i for i in range(1, num_rows + 1) if num_rows % i == 0]
-    raise ValueError(
-      f"micro_batches={num_slices} must divide the {num_rows} examples of"
-      f" example_batch: use one of {', '.join(map(str, divisors))}"
-    )
   where = f"micro_batches: model {model.name!r}"
   if getattr(train_step, "__func__", None) is not keras.Model.train_step:
     raise ValueError(
@@ -110,7 +99,7 @@ def check_divisible(
     )
 
 
-def notes(model: keras.Model) -> tuple[str, ...]:
+def notes_of(model: keras.Model) -> tuple[str, ...]:
   """Returns what differs from a step on the whole batch, as sentences."""
   layers = model._flatten_layers()
   if any(isinstance(x, keras.layers.BatchNormalization) for x in layers):

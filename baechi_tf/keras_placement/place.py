@@ -5,30 +5,26 @@ import os
 from typing import Any
 
 import keras
-import numpy as np
 import tensorflow as tf
 
 from baechi_tf.cluster import Cluster
 from baechi_tf.costed_model import CostSource
 from baechi_tf.costs.profile import Profile
-from baechi_tf.graph_item import GraphItem
 from baechi_tf.keras_placement.checks import check_batch
 from baechi_tf.keras_placement.checks import check_devices
 from baechi_tf.keras_placement.checks import check_model
 from baechi_tf.keras_placement.placed_step import Layout
 from baechi_tf.keras_placement.placed_step import PlacedStep
 from baechi_tf.keras_placement.step_graph import batch_specs
-from baechi_tf.keras_placement.step_graph import StepGraph
-from baechi_tf.keras_placement.step_graph import trace_step
+from baechi_tf.keras_placement.step_plan import Planner
+from baechi_tf.keras_placement.step_plan import StepPlan
 from baechi_tf.keras_placement.variables import move_variables
-from baechi_tf.keras_placement.variables import variables_by_handle
-from baechi_tf.pipeline import cost_item
+from baechi_tf.micro_batch_graph import name_without_scope
 from baechi_tf.pipeline import Progress
 from baechi_tf.planner import BEST
 from baechi_tf.planner import check_placer
 from baechi_tf.planner import default_budget
 from baechi_tf.planner import Plan
-from baechi_tf.planner import plan
 from baechi_tf.python_item import as_tensors
 from baechi_tf.search.budget import Budget
 
@@ -40,6 +36,7 @@ def place_keras(
   cluster: Cluster,
   example_batch: Any,
   *,
+  micro_batches: int | str = 1,
   profile: Profile | str | os.PathLike | None = None,
   estimate: bool = False,
   placer: str = BEST,
@@ -53,7 +50,8 @@ def place_keras(
 
   The training step that `fit` would run is planned, the model's and the
   optimizer's variables move to their devices, and `fit`, `evaluate`, `predict`
-  and their `_on_batch` kin run on all of them. The numbers stay the same.
+  and their `_on_batch` kin run on all of them. The numbers stay the same,
+  those of micro-batches up to the order of sums.
 
   Args:
     model: a compiled `keras.Model`; one that is not built is built on the
@@ -62,6 +60,10 @@ def place_keras(
       first is the one that data sets put batches on.
     example_batch: `(x, y)` or `(x, y, sample_weight)`, a batch as large as the
       largest that the model will train on; memory is planned for it.
+    micro_batches: the number of slices of a batch that the training step takes
+      one after another, so that devices work on several at a time; their
+      gradients are added up for one update. "auto" plans with 1, 2, 4 and 8,
+      those that divide the batch, and takes the fastest.
     profile: measured costs by device type, or a profile file's path; ops that
       it lacks are estimated. With neither a profile nor `estimate`, ops are
       measured here, on this batch.
@@ -69,7 +71,8 @@ def place_keras(
     placer: a name in `PLACERS`, or "best", which tries all and searches on.
     coplacement: whether ops may be co-placed before they are placed.
     fusion: whether co-placed ops may be contracted to one.
-    order: whether control edges keep the planned order of ops that take long.
+    order: whether control edges keep the planned order of ops that take long;
+      by default with micro-batches, which overlap little without.
     budget: the time or placements that the search of "best" may take; default
       two seconds.
     progress: called with a line before each stage, and during long ones.
@@ -93,26 +96,28 @@ def place_keras(
   batch = _as_batch(example_batch)
   num_examples = check_batch(batch)
   own = {name: _own_step(model, name) for name in _STEPS}
-  specs = batch_specs(batch, any_rows=True)
-  progress("tracing the training step")
-  step = _traced(model, own["train_step"], specs, batch)
-  if source.measured_types(cluster):
-    source = dataclasses.replace(source, inputs=_values(step.item, batch))
-  else:
+  if not source.measured_types(cluster):
     source = dataclasses.replace(source, batch_size=num_examples)
-  costed = cost_item(step.item, cluster, source, progress)
-  planned = plan(
-    costed.graph,
-    cluster,
-    placer=placer,
-    coplacement=coplacement,
-    fusion=fusion,
+  specs = batch_specs(batch, any_rows=True)
+  planner = Planner(
+    model=model,
+    train_step=own["train_step"],
+    specs=specs,
+    batch=batch,
+    cluster=cluster,
+    source=source,
     order=order,
-    budget=budget,
+    arguments={
+      "placer": placer,
+      "coplacement": coplacement,
+      "fusion": fusion,
+      "budget": budget,
+    },
     progress=progress,
   )
-  _install(model, own, step, specs, planned)
-  return dataclasses.replace(planned, notes=(*costed.notes, *planned.notes))
+  found = planner.plan(micro_batches, num_examples)
+  _install(model, own, found, specs)
+  return found.plan
 
 
 def _as_batch(batch: Any) -> Any:
@@ -131,43 +136,28 @@ def _own_step(model: keras.Model, name: str):
   return step.original if isinstance(step, PlacedStep) else step
 
 
-def _traced(model, train_step, specs, batch) -> StepGraph:
-  try:
-    return trace_step(train_step, specs, lambda: variables_by_handle(model))
-  except (TypeError, tf.errors.OpError) as error:
-    shapes = tf.nest.map_structure(lambda x: getattr(x, "shape", x), batch)
-    raise ValueError(
-      f"model {model.name!r} cannot train on example_batch, of the shapes"
-      f" {shapes}: {error}"
-    ) from error
-
-
-def _values(item: GraphItem, batch: Any) -> dict[str, np.ndarray]:
-  """Returns a batch's arrays by the names of the step's inputs."""
-  fed = [
-    x for x in tf.nest.flatten(batch, expand_composites=True) if tf.is_tensor(x)
-  ]
-  return {
-    feed.name: np.asarray(x) for feed, x in zip(item.feeds, fed, strict=True)
-  }
-
-
-def _install(model, own, step: StepGraph, specs, planned: Plan) -> None:
+def _install(model, own, found: StepPlan, specs) -> None:
   """Moves the variables, and gives Keras the placed steps."""
+  planned, step = found.plan, found.graph
   device_of = planned.placement.as_dict()
   device_of_variable = {
     id(variable): device_of[name] for name, variable in step.variables.items()
   }
+  # Evaluation has the ops of a micro-batch, without its scope.
+  unscoped = {name_without_scope(name): x for name, x in device_of.items()}
   layout = Layout(
     planned.placement.device_names,
-    device_of,
+    unscoped | device_of,
     planned.ordered_ops,
     device_of_variable,
   )
   move_variables(step.variables.values(), device_of_variable)
   for name, original in own.items():
-    trains = name == "train_step"
-    setattr(model, name, PlacedStep(model, original, layout, trains=trains))
+    if name == "train_step":
+      placed = PlacedStep(model, original, layout, trains=found.run)
+    else:
+      placed = PlacedStep(model, original, layout)
+    setattr(model, name, placed)
   model.train_step.add(specs, step, device_of)
   # Keras makes them anew, of the placed steps.
   model.train_function = None

@@ -53,12 +53,22 @@ class PlacedStep:
     original: Callable[[Any], Any],
     layout: Layout,
     *,
-    trains: bool = False,
+    trains: Callable[[Any], Any] | None = None,
   ):
+    """Makes a step that has no trace yet.
+
+    Args:
+      model: the model.
+      original: the model's own step.
+      layout: the devices of the model's ops and variables.
+      trains: the training step that is placed in place of `original`, which may
+        be `original`; None for other steps.
+    """
     self.original = original
+    self._step = trains or original
     self._model = model
     self._layout = layout
-    self._trains = trains
+    self._trains = trains is not None
     self._placed = []  # of each trace the batch's types, and the placed graph
 
   def add(self, specs: Any, step: StepGraph, device_of: Mapping) -> None:
@@ -87,7 +97,7 @@ class PlacedStep:
       if known == specs:
         return step, placed
     step = trace_step(
-      self.original, specs, lambda: variables_by_handle(self._model)
+      self._step, specs, lambda: variables_by_handle(self._model)
     )
     self.add(specs, step, self._devices(step))
     return self._placed[-1][1:]
@@ -125,12 +135,12 @@ def _graph_without_costs(step: StepGraph):
 def _placed_graph(step: StepGraph, device_of, order) -> GraphDef:
   """Returns the step's graph with devices, without its inputs and handles."""
   item = step.item
-  order = [name for name in order if name in item.paths]
+  outside = {*step.variables, *(parse_ref(x)[0] for x in step.inputs)}
+  order = [x for x in order if x in item.paths and x not in outside]
   edges = order_edges(step.graph_def, item.paths, device_of, order)
   placed, _ = rewrite_devices(
     step.graph_def, item.paths, device_of, edges.after
   )
-  outside = {*step.variables, *(parse_ref(x)[0] for x in step.inputs)}
   result = GraphDef(versions=placed.versions, library=placed.library)
   for node in placed.node:
     if node.name not in outside:
