@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable
+from collections.abc import Iterable
 from collections.abc import Mapping
 from typing import Any
 
@@ -94,6 +95,7 @@ def trace_step(
       name for name, _ in (*outputs, *(parse_ref(x.tensor) for x in feeds))
     )
   )
+  graph_def = _needed(graph_def, (*roots, *captured))
   meta_graph = tf.compat.v1.MetaGraphDef(graph_def=graph_def)
   rewritten, counts = rewrite_step(meta_graph, roots)
   item = make_item(rewritten, feeds, outputs, step.__name__, Values(captured))
@@ -108,6 +110,25 @@ def trace_step(
       expand_composites=True,
     ),
   )
+
+
+def _needed(graph_def: GraphDef, roots: Iterable[str]) -> GraphDef:
+  """Returns a graph without the nodes that nothing of `roots` depends on.
+
+  A trace has such, and an order could not delay what they take.
+  """
+  nodes = {node.name: node for node in graph_def.node}
+  pending = list(roots)
+  seen = set(pending)
+  while pending:
+    for ref in nodes[pending.pop()].input:
+      name, _ = parse_ref(ref)
+      if name not in seen:
+        seen.add(name)
+        pending.append(name)
+  result = GraphDef(versions=graph_def.versions, library=graph_def.library)
+  result.node.extend(node for node in graph_def.node if node.name in seen)
+  return result
 
 
 def _check_captures(captured, by_handle: Mapping, step: str) -> None:
