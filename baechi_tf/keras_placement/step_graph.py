@@ -95,9 +95,9 @@ def trace_step(
       name for name, _ in (*outputs, *(parse_ref(x.tensor) for x in feeds))
     )
   )
-  graph_def = _needed(graph_def, (*roots, *captured))
   meta_graph = tf.compat.v1.MetaGraphDef(graph_def=graph_def)
   rewritten, counts = rewrite_step(meta_graph, roots)
+  rewritten = _needed(rewritten, (*roots, *captured))
   item = make_item(rewritten, feeds, outputs, step.__name__, Values(captured))
   return StepGraph(
     graph_def=rewritten,
@@ -115,7 +115,7 @@ def trace_step(
 def _needed(graph_def: GraphDef, roots: Iterable[str]) -> GraphDef:
   """Returns a graph without the nodes that nothing of `roots` depends on.
 
-  A trace has such, and an order could not delay what they take.
+  A trace and a rewrite leave such, and no order may delay what they take.
   """
   nodes = {node.name: node for node in graph_def.node}
   pending = list(roots)
