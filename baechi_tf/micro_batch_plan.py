@@ -45,9 +45,8 @@ def plan_micro_batches(
     except InfeasiblePlacementError as error:
       first_error = first_error or error
     else:
-      if best is not None and _makespan_us(found) >= _makespan_us(best):
-        break
-      best, in_flight = found, most
+      if best is None or _makespan_us(found) < _makespan_us(best):
+        best, in_flight = found, most
       if all(x.simulation for x in found.candidates):
         break  # memory does not matter
     if not enforce_order:
