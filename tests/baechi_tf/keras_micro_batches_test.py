@@ -1,4 +1,5 @@
 import dataclasses
+import re
 
 import keras
 import numpy as np
@@ -94,9 +95,11 @@ OUTPUTS = {"a": ONE_HOT, "b": X[:, :1], "c": X[:, 1:2]}
 SLOW = pytest.mark.slow
 # How a model is made, what it is given, and how many micro-batches.
 CASES = [
-  pytest.param(regularized, X, Y, {"sample_weight": WEIGHTS}, 4, id="l2"),
+  pytest.param(
+    regularized, X, Y, {"sample_weight": WEIGHTS}, 4, id="l2", marks=SLOW
+  ),
   pytest.param(multi_output, X, OUTPUTS, {}, 2, id="multi"),
-  pytest.param(masked, TOKENS, TOKENS % 3, {}, 4, id="masked"),
+  pytest.param(masked, TOKENS, TOKENS % 3, {}, 4, id="masked", marks=SLOW),
   pytest.param(
     multi_output, X, OUTPUTS, {"sample_weight": WEIGHTS}, 4,
     id="multi_weights", marks=SLOW,
@@ -123,7 +126,7 @@ def place(model, cluster, x, y, num, **arguments):
 
 
 def trained(model, x, y, fit_args):
-  """Returns the metrics of each batch, and all variables after training."""
+  """Returns the metrics of each batch and of all, and all variables."""
   seen = []
   callback = keras.callbacks.LambdaCallback(
     on_train_batch_end=lambda batch, logs: seen.append(logs)
@@ -132,6 +135,7 @@ def trained(model, x, y, fit_args):
     x, y, batch_size=BATCH, epochs=2, verbose=0, shuffle=False,
     callbacks=[callback], **fit_args,
   )  # fmt: skip
+  seen.append(model.evaluate(x, y, verbose=0, return_dict=True))
   return seen, [x.numpy() for x in model.variables + model.optimizer.variables]
 
 
@@ -151,13 +155,85 @@ def test_micro_batches_train_as_the_whole_batch(
   assert set(planned.placement.device.tolist()) == {0, 1}
   assert planned.placement.order is not None
   check_close(trained(model, x, y, fit_args), expected)
-  check_close(
-    model.evaluate(x, y, verbose=0, return_dict=True),
-    make_like(make, model).evaluate(x, y, verbose=0, return_dict=True),
+
+
+def test_small_last_batches_count_by_their_examples(cluster):
+  model, expected = regularized(), regularized()
+  place(model, cluster, X, Y, 4)
+  for rows in (3, 8, 1):  # fewer than there are micro-batches too
+    ours = model.train_on_batch(X[:rows], Y[:rows], return_dict=True)
+    theirs = expected.train_on_batch(X[:rows], Y[:rows], return_dict=True)
+    check_close(ours, theirs)
+
+
+def test_auto_takes_the_fastest_and_says_what_each_takes(cluster):
+  model = regularized()
+  planned = place(model, cluster, X, Y, "auto")
+  (note,) = [x for x in planned.notes if "the predicted step" in x]
+  shown = [float(x) for x in re.findall(r"\d: ([\d.]+) ms", note)]
+  assert len(shown) == 4  # 1, 2, 4 and 8 divide the batch
+  assert planned.simulation.makespan_us / 1000 == pytest.approx(
+    min(shown), abs=0.005
   )
+  model.fit(X, Y, batch_size=BATCH, verbose=0)
 
 
-def make_like(make, model):
-  copy = make()
-  copy.set_weights(model.get_weights())
-  return copy
+def test_batch_normalization_is_noted(cluster):
+  model = keras.Sequential(
+    [keras.Input((8,)), layers.BatchNormalization(), layers.Dense(3)]
+  )
+  model.compile("sgd", "mse")
+  planned = place(model, cluster, X, ONE_HOT, 2)
+  assert any("BatchNormalization" in x for x in planned.notes)
+  model.fit(X, ONE_HOT, batch_size=BATCH, verbose=0)
+
+
+class OwnStep(keras.Model):
+  def train_step(self, data):
+    return super().train_step(data)
+
+
+class OwnLoss(keras.Model):
+  def compute_loss(self, *args, **kwargs):
+    return super().compute_loss(*args, **kwargs)
+
+
+class AddsLoss(layers.Layer):
+  def call(self, x):
+    self.add_loss(keras.ops.mean(x))
+    return x
+
+
+def single(kind=keras.Model, loss="mse", layer=None):
+  image = keras.Input((8,))
+  x = layers.Dense(3)(image)
+  model = kind(image, layer(x) if layer else x)
+  model.compile("sgd", loss)
+  return model
+
+
+def batch_mean(y_true, y_pred):
+  return keras.ops.mean((y_true - y_pred) ** 2)
+
+
+@pytest.mark.parametrize(
+  ("make", "num", "message"),
+  [
+    (single, 0, "a whole number from 1"),
+    (single, 2.0, "a whole number from 1"),
+    (single, "many", "a whole number from 1"),
+    (single, 3, "does not divide the 8 examples.*1, 2, 4, 8"),
+    (lambda: single(OwnStep), 2, "train_step of its own"),
+    (lambda: single(OwnLoss), 2, "compute_loss of its own"),
+    (lambda: single(loss=batch_mean), 2, "one number for a batch"),
+    (
+      lambda: single(loss=losses.MeanSquaredError(reduction=None)),
+      2,
+      "reduction=None",
+    ),
+    (lambda: single(layer=AddsLoss()), 2, "adds a loss of its own"),
+  ],
+)
+def test_bad_input_is_one_clear_error(make, num, message, cluster):
+  with pytest.raises(ValueError, match=message):
+    place(make(), cluster, X, ONE_HOT, num)
