@@ -2,11 +2,12 @@
 
 A step that is cut into micro-batches has each op of the model once for each,
 and names tell them apart: `scope_of`. To plan it as a pipeline, the copies of
-an op share a group, so that a layer has one device; and of the ops that are
-ready, a device runs those of the first micro-batch that is not done (one
-forward, one backward; Fan et al., *DAPPLE*, PPoPP 2021). That order lets the
-first stage run ahead until the first backward pass comes back;
-`limit_in_flight` bounds how far, and so the memory.
+an op and its gradients share a group, so that a layer has one device, which
+keeps what the backward pass needs; and of the ops that are ready, a device runs
+those of the first micro-batch that is not done (one forward, one backward; Fan
+et al., *DAPPLE*, PPoPP 2021). That order lets the first stage run ahead until
+the first backward pass comes back; `limit_in_flight` bounds how far, and so the
+memory.
 """
 
 import dataclasses
@@ -16,6 +17,7 @@ import numpy as np
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
+from baechi_tf.coarsening.coplacement import gradient_pairs
 from baechi_tf.op_graph import CONTROL
 from baechi_tf.op_graph import dense_groups
 from baechi_tf.op_graph import OpGraph
@@ -49,9 +51,10 @@ def micro_batch_of(names) -> np.ndarray:
 def as_pipeline(graph: OpGraph) -> OpGraph:
   """Returns a graph that is planned as a pipeline of micro-batches.
 
-  The copies of an op share its group. The order that breaks ties has what the
-  first micro-batch needs first, then what the second needs, and so on, and what
-  none needs, as updates, last; inside of each by the longest path to the end.
+  The copies of an op and its gradients share its group. The order that breaks
+  ties has what the first micro-batch needs first, then what the second needs,
+  and so on, and what none needs, as updates, last; inside of each by the
+  longest path to the end.
 
   Args:
     graph: ops of some micro-batches, told apart by their names.
@@ -59,9 +62,12 @@ def as_pipeline(graph: OpGraph) -> OpGraph:
   copies = np.flatnonzero(micro_batch_of(graph.names) >= 0)
   names = [name_without_scope(graph.names[op]) for op in copies.tolist()]
   _, copy_of = np.unique(np.array(names, object), return_inverse=True)
-  # Groups are joined that have copies of one name.
+  # Groups are joined that have copies of one name, or a gradient and its op.
+  gradient, forward = graph.group[gradient_pairs(graph).T]
+  source = np.concatenate([graph.group[copies], gradient])
+  target = np.concatenate([graph.num_groups + copy_of, forward])
   joined = coo_array(
-    (np.ones(len(copies)), (graph.group[copies], graph.num_groups + copy_of)),
+    (np.ones(len(source)), (source, target)),
     shape=(graph.num_groups + graph.num_ops,) * 2,
   )
   _, component = connected_components(joined, directed=False)
