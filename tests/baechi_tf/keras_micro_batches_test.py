@@ -6,6 +6,9 @@ import numpy as np
 import pytest
 
 import baechi_tf
+from baechi_tf.keras_placement.step_graph import batch_specs
+from baechi_tf.keras_placement.step_graph import trace_step
+from baechi_tf.keras_placement.variables import variables_by_handle
 from tests.tensorflow_setup import tf
 
 X = np.random.default_rng(0).normal(size=(19, 8)).astype("f")
@@ -237,3 +240,11 @@ def batch_mean(y_true, y_pred):
 def test_bad_input_is_one_clear_error(make, num, message, cluster):
   with pytest.raises(ValueError, match=message):
     place(make(), cluster, X, ONE_HOT, num)
+
+
+def test_a_traced_step_has_no_op_that_an_order_could_not_delay():
+  model = single()
+  specs = batch_specs((tf.constant(X), tf.constant(ONE_HOT)), any_rows=True)
+  step = trace_step(model.train_step, specs, lambda: variables_by_handle(model))
+  names = {node.name for node in step.graph_def.node}
+  assert names == set(step.item.op_names)
