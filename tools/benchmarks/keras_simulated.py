@@ -34,6 +34,7 @@ class OneArgument(keras.Model):
     self.model = model
 
   def call(self, inputs):
+    """Returns the logits for a tuple of inputs."""
     return self.model(*inputs)
 
 
