@@ -12,6 +12,7 @@ from baechi_tf.micro_batch_graph import as_pipeline
 from baechi_tf.micro_batch_graph import limit_in_flight
 from baechi_tf.micro_batch_graph import micro_batch_of
 from baechi_tf.op_graph import OpGraph
+from baechi_tf.order import ops_worth_ordering
 from baechi_tf.placement import InfeasiblePlacementError
 from baechi_tf.planner import Plan
 from baechi_tf.planner import plan
@@ -19,14 +20,14 @@ from baechi_tf.simulator import simulate
 
 
 def plan_micro_batches(
-  graph: OpGraph, cluster: Cluster, *, enforce_order: bool, **arguments: Any
+  graph: OpGraph, cluster: Cluster, *, order: bool = True, **arguments: Any
 ) -> Plan:
   """Returns a feasible plan of a step of micro-batches.
 
   Args:
     graph: the fine graph, whose micro-batches are told apart by their names.
     cluster: devices, whose memory is a limit, and links.
-    enforce_order: whether the devices will run their ops in the plan's order.
+    order: whether the devices will run their ops in the plan's order.
       Without, only one plan is tried: nothing bounds what is in flight.
     **arguments: those of `planner.plan`.
 
@@ -41,7 +42,7 @@ def plan_micro_batches(
   while most >= 1:
     limited = pipeline if most == num else limit_in_flight(pipeline, most)
     try:
-      found = plan(limited, cluster, enforce_order=enforce_order, **arguments)
+      found = plan(limited, cluster, order=order, **arguments)
     except InfeasiblePlacementError as error:
       first_error = first_error or error
     else:
@@ -49,7 +50,7 @@ def plan_micro_batches(
         best, in_flight = found, most
       if all(x.simulation for x in found.candidates):
         break  # memory does not matter
-    if not enforce_order:
+    if not order:
       break
     most //= 2
   if best is None:
@@ -76,8 +77,11 @@ def _without_limit(planned: Plan, graph, cluster, in_flight: int) -> Plan:
     planned,
     chosen=dataclasses.replace(planned.chosen, simulation=simulation),
     placement=dataclasses.replace(
-      planned.placement, makespan_us=simulation.makespan_us
+      planned.placement,
+      order=simulation.order,
+      makespan_us=simulation.makespan_us,
     ),
+    ordered_ops=ops_worth_ordering(graph, cluster, simulation),
     notes=(
       *planned.notes,
       f"memory is short: at most {in_flight} micro-batches are in flight",

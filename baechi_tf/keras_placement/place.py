@@ -71,8 +71,7 @@ def place_keras(
     placer: a name in `PLACERS`, or "best", which tries all and searches on.
     coplacement: whether ops may be co-placed before they are placed.
     fusion: whether co-placed ops may be contracted to one.
-    order: whether control edges keep the planned order of ops that take long;
-      by default with micro-batches, which overlap little without.
+    order: whether control edges keep the planned order of ops that take long.
     budget: the time or placements that the search of "best" may take; default
       two seconds.
     progress: called with a line before each stage, and during long ones.

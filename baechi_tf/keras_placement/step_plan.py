@@ -55,7 +55,7 @@ class Planner:
     batch: the example batch, of tensors.
     cluster: the devices.
     source: where costs come from.
-    order: whether the order is enforced; None for with micro-batches only.
+    order: whether control edges keep the planned order.
     arguments: more arguments of `planner.plan`.
     progress: called with a line before each stage.
   """
@@ -66,7 +66,7 @@ class Planner:
   batch: Any
   cluster: Cluster
   source: CostSource
-  order: bool | None
+  order: bool
   arguments: Mapping[str, Any]
   progress: Progress
 
@@ -120,11 +120,10 @@ class Planner:
         source, inputs=_values(graph.item, self.batch)
       )
     costed = cost_item(graph.item, self.cluster, source, self.progress)
-    order = num > 1 if self.order is None else self.order
     planned = (plan_micro_batches if num > 1 else plan)(
       costed.graph,
       self.cluster,
-      enforce_order=order,
+      order=self.order,
       progress=self.progress,
       **self.arguments,
     )

@@ -165,7 +165,6 @@ def small_budget(graph, cluster, **arguments):
   return plan_micro_batches(
     graph,
     cluster,
-    enforce_order=True,
     placer="best",
     budget=Budget(evaluations=2000),
     **arguments,
@@ -208,7 +207,7 @@ def test_no_plan_that_fits_is_one_clear_error():
 
 def test_order_that_is_not_kept_has_no_limit():
   planned = plan_micro_batches(
-    chain(2, 2), free_transfers(2), enforce_order=False, placer="m_topo"
+    chain(2, 2), free_transfers(2), order=False, placer="m_topo"
   )
   assert planned.placement.order is None
   assert planned.ordered_ops == ()
