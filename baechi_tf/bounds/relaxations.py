@@ -14,10 +14,6 @@ import numpy as np
 from baechi_tf.cluster import Cluster
 from baechi_tf.compiled import compiled
 from baechi_tf.op_graph import OpGraph
-from baechi_tf.placement import InfeasiblePlacementError
-from baechi_tf.shortage import group_memory
-from baechi_tf.shortage import op_fits_nowhere
-from baechi_tf.shortage import Shortage
 
 # An op's predecessors beyond this many tighten its head too little to be worth
 # the quadratic search; leaving them out keeps the bound valid.
@@ -45,7 +41,7 @@ class LowerBound:
     return max(makespan_us / self.us - 1, 0.0) if self.us > 0 else 0.0
 
 
-def lower_bound(graph: OpGraph, cluster: Cluster) -> LowerBound:
+def relaxed_bound(graph: OpGraph, cluster: Cluster) -> LowerBound:
   """Returns the largest of LB0 to LB3, and where it comes from.
 
   Raises:
@@ -64,37 +60,6 @@ def lower_bound(graph: OpGraph, cluster: Cluster) -> LowerBound:
     _communication_aware(graph, cluster, fastest),
   ]
   return max(bounds, key=lambda bound: bound.us)
-
-
-def check_memory(graph: OpGraph, cluster: Cluster) -> None:
-  """Checks what any placement needs, whatever the schedule.
-
-  Raises:
-    InfeasiblePlacementError: all persistent bytes exceed all memory, or a group
-      exceeds every device.
-  """
-  memory = cluster.memory_bytes
-  persistent = int(graph.persistent_bytes.sum())
-  if persistent > memory.sum():
-    largest = _first_largest(graph, graph.persistent_bytes)
-    raise InfeasiblePlacementError(
-      f"the persistent state needs {persistent:,} bytes and all devices"
-      f" together have {int(memory.sum()):,}; the largest piece is op"
-      f" {graph.names[largest]!r} with"
-      f" {int(graph.persistent_bytes[largest]):,} bytes. More or larger devices"
-      " would help"
-    )
-  needed = graph.group_persistent_bytes + graph.group_working_bytes
-  if graph.num_ops == 0 or needed.max() <= memory.max():
-    return
-  group = graph.group[_first_largest(graph, needed[graph.group])]
-  inside = graph.group == group
-  op = _first_largest(
-    graph, np.where(inside, graph.working_bytes + graph.persistent_bytes, -1)
-  )
-  kinds = group_memory(graph, group)
-  shortages = [Shortage(k, kinds, int(x)) for k, x in enumerate(memory)]
-  raise InfeasiblePlacementError(op_fits_nowhere(graph, cluster, op, shortages))
 
 
 def _longest_path(graph, heads, first_ops) -> LowerBound:
@@ -195,7 +160,7 @@ def _communication_aware(graph, cluster, fastest) -> LowerBound:
   no earlier than the best trade between the two. Devices that share a processor
   pay for transfers as others do.
   """
-  source, target, cost = _cheapest_transfers(graph, cluster)
+  source, target, cost = cheapest_transfers(graph, cluster)
   rank = graph.rank
   heads = _aware_heads(graph.order, fastest, source, target, cost, rank)
   tails = _aware_heads(
@@ -215,7 +180,7 @@ def _communication_aware(graph, cluster, fastest) -> LowerBound:
   )
 
 
-def _cheapest_transfers(graph, cluster):
+def cheapest_transfers(graph, cluster):
   """Returns pairs of joined ops and the least time their tensors can take.
 
   If the two are apart, the second starts no earlier than this after the first
