@@ -17,6 +17,7 @@ import numpy as np
 from baechi_tf.bounds import check_memory
 from baechi_tf.bounds import lower_bound
 from baechi_tf.bounds import LowerBound
+from baechi_tf.bounds.relaxations import relaxed_bound
 from baechi_tf.cluster import Cluster
 from baechi_tf.coarsening.coplacement import coplacement_groups
 from baechi_tf.coarsening.fusion import fuse
@@ -153,7 +154,7 @@ def plan(
   clock = _Clock(progress)
   with clock.stage("bounds"):
     check_memory(graph, cluster)
-    bound = lower_bound(graph, cluster)
+    bound = relaxed_bound(graph, cluster)
   candidates, unfit, starts = [], [], []
   num_coarse_ops = {}
   notes = []
@@ -182,6 +183,10 @@ def plan(
         notes.append(f"{name} (co-placed: {together}) is left out: {failed}")
     if placer != BEST and simulation:
       break  # what co-placement made too large to fit would come apart
+  reached_us = min(x.makespan_us for x in candidates)
+  if bound.us < reached_us < np.inf:
+    with clock.stage("bounds"):
+      bound = lower_bound(graph, cluster, reached_us)
   if placer == BEST and not budget.is_empty and graph.num_ops:
     with clock.stage("searching"):
       found, note = _search(
@@ -189,6 +194,9 @@ def plan(
       )
     candidates.append(found)
     notes.append(note)
+    if bound.us < found.makespan_us < reached_us:
+      with clock.stage("bounds"):
+        bound = lower_bound(graph, cluster, found.makespan_us)
   chosen, doubt = _choose(candidates, cluster)
   notes += doubt
   if chosen.simulation is None:

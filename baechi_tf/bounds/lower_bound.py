@@ -1,5 +1,7 @@
 """The largest lower bound that is found, and where it comes from."""
 
+import dataclasses
+
 from baechi_tf.bounds import trial
 from baechi_tf.bounds.relaxations import LowerBound
 from baechi_tf.bounds.relaxations import relaxed_bound
@@ -29,7 +31,7 @@ def lower_bound(
     return bound
   us, cases = trial.largest_refuted(graph, cluster, bound.us, makespan_us)
   if not cases:
-    return bound
+    return dataclasses.replace(bound, us=us)  # perhaps in whole microseconds
   return LowerBound(us, "trial makespan", _witness(cases))
 
 

@@ -43,11 +43,13 @@ def check_memory(graph: OpGraph, cluster: Cluster) -> None:
   needed = of_group + graph.working_bytes + inputs
   if needed.max() <= memory.max():
     return
-  op = _first_largest(graph, needed)
+  at = _first_largest(graph, needed)
   kinds = memory_by_kind(
-    of_group[op], graph.output_held_bytes[op], graph.temporary_bytes[op]
-  ) | {"inputs": int(inputs[op])}
+    of_group[at], graph.output_held_bytes[at], graph.temporary_bytes[at]
+  ) | {"inputs": int(inputs[at])}
   shortages = [Shortage(k, kinds, int(x)) for k, x in enumerate(memory)]
+  own = graph.persistent_bytes + graph.working_bytes + inputs
+  op = _first_largest(graph, np.where(graph.group == graph.group[at], own, -1))
   raise InfeasiblePlacementError(op_fits_nowhere(graph, cluster, op, shortages))
 
 

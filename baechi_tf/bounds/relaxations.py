@@ -26,8 +26,8 @@ class LowerBound:
 
   Attributes:
     us: microseconds.
-    name: which bound it is: "longest path", "total work", "serial group" or
-      "communication-aware path".
+    name: which bound it is: "longest path", "total work", "serial group",
+      "communication-aware path" or "trial makespan".
     witness: what it comes from, in words.
   """
 

@@ -30,7 +30,7 @@ _SMALL = 30
 _SLACK = 1e-9  # of a makespan: sums are rounded
 _PRECISION = 1e-4  # of the bound, where times are not whole microseconds
 _NONE = -1
-_SLOTS = 100  # at most so many cases are open
+_SLOTS = 300  # at most so many cases are open
 _SHARE, _ORDER = range(2)  # what is tried both ways
 
 

@@ -85,7 +85,7 @@ def run(args: argparse.Namespace) -> None:
       model.graph,
       cluster,
       simulation,
-      lower_bound(model.graph, cluster),
+      lower_bound(model.graph, cluster, simulation.makespan_us),
       model=args.model,
       coverage=model.coverage,
     )

@@ -141,12 +141,19 @@ def test_plan_shows_how_far_a_long_placement_is(monkeypatch, placer):
 
 
 def test_plan_gap_is_relative_to_the_bound():
-  # Three equal ops on two devices: 4 against a bound of 3.
+  # Too many ops for trial makespans: 202 against a bound of 201.
+  result = plan(contracts.independent(201, time_us=2.0), make_cluster(2))
+  assert result.bound.us == 201.0
+  assert result.gap == pytest.approx(1 / 201)
+  assert result.placement.lower_bound_us == 201.0
+  assert result.placement.makespan_us == 202.0
+
+
+def test_plan_of_few_ops_is_proved_optimal():
+  # Three equal ops on two devices: the work is 3 each, and yet it takes 4.
   result = plan(contracts.independent(3, time_us=2.0), make_cluster(2))
-  assert result.bound.us == 3.0
-  assert result.gap == pytest.approx(1 / 3)
-  assert result.placement.lower_bound_us == 3.0
-  assert result.placement.makespan_us == 4.0
+  assert result.bound.name == "trial makespan"
+  assert result.placement.lower_bound_us == result.placement.makespan_us == 4.0
 
 
 def test_plan_unknown_device_type_is_an_error():
