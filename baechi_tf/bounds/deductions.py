@@ -20,7 +20,8 @@ bound; Klein and Scholl, EJOR 1999):
 - Apart. Two sets that have no device in common, or fit on none together.
 - Order. Of two ops on one device, one cannot come first: then the other does.
 - Energy. Wherever an op's window lets it run, a part of it is in an interval;
-  the parts fill no more than the processors (Baptiste et al., Constraints 1999).
+  the parts fill no more than the processors (Baptiste et al., Constraints
+  1999).
 
 If a window is too short, a set has no device, or more sets are pairwise apart
 than there are devices, no schedule takes T or less.

@@ -20,8 +20,8 @@ from baechi_tf.bounds.relaxations import cheapest_transfers
 from baechi_tf.cluster import Cluster
 from baechi_tf.compiled import compiled
 from baechi_tf.compiled import compiled_inner
-from baechi_tf.op_graph import OpGraph
 from baechi_tf.op_graph import offsets_of
+from baechi_tf.op_graph import OpGraph
 
 MOST_OPS = 200  # of a graph: what is known of pairs of ops is kept in tables
 MOST_DEVICES = 62  # they are bits of an int64
