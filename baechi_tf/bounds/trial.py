@@ -29,6 +29,7 @@ _CASES = 200  # to prove a plan, of a graph of up to `_SMALL` ops; fewer of more
 _SMALL = 30
 _SLACK = 1e-9  # of a makespan: sums are rounded
 _PRECISION = 1e-4  # of the bound, where times are not whole microseconds
+_DOUBLINGS = 10
 _NONE = -1
 _SLOTS = 300  # at most so many cases are open
 _SHARE, _ORDER = range(2)  # what is tried both ways
@@ -89,6 +90,10 @@ def largest_refuted(
     low = float(math.ceil(low * (1 - _SLACK)))
   if high is None:
     high = float((x.times.sum(axis=0) + 2 * x.dispatch).min())
+    for _ in range(_DOUBLINGS):  # where memory is short for one device
+      if not _refuted(x, cases, high, 1):
+        break
+      high *= 2
   elif low < high:
     fewer = high - 1 if whole else high * (1 - 4 * _SLACK)
     shown = _refuted(x, cases, fewer, most)
