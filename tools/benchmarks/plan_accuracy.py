@@ -14,7 +14,6 @@ from collections.abc import Sequence
 
 ONE_DEVICE = "single_device"
 BEST = "best"
-SEARCH = "search"
 
 MEDIAN_ERROR = 0.10
 WORST_ERROR = 0.25
@@ -23,7 +22,7 @@ RIGHT_ORDER = 0.90
 SLOWDOWN = 0.03
 TOWERS = "towers"
 LOOPBACK = "loopback"
-TOWERS_SPEEDUP = {BEST: 1.2, SEARCH: 1.6}
+TOWERS_SPEEDUP = 1.6
 
 
 @dataclasses.dataclass(frozen=True)
@@ -141,12 +140,8 @@ def verdicts(cases: Sequence[Case]) -> list[Verdict]:
   return [
     *_errors(cases),
     _order(cases),
-    *(
-      _never_slower(cases, plan)
-      for plan in (BEST, SEARCH)
-      if any(x.plan == plan for x in cases) or plan == BEST
-    ),
-    *(_towers(cases, plan) for plan in TOWERS_SPEEDUP),
+    _never_slower(cases),
+    _towers(cases),
   ]
 
 
@@ -185,12 +180,12 @@ def _order(cases: Sequence[Case]) -> Verdict:
   )
 
 
-def _never_slower(cases: Sequence[Case], plan: str) -> Verdict:
-  goal = f"{plan}: never more than {SLOWDOWN:.0%} slower than one device"
+def _never_slower(cases: Sequence[Case]) -> Verdict:
+  goal = f"{BEST}: never more than {SLOWDOWN:.0%} slower than one device"
   slowdowns = [
-    (found[0] - 1, f"{model}, {network}")
+    (found - 1, f"{model}, {network}")
     for (model, network), group in groups(cases).items()
-    if (found := _against_one_device(group, plan))
+    if (found := _best_against_one_device(group))
   ]
   if not slowdowns:
     return Verdict(goal, "not measured", None)
@@ -198,28 +193,18 @@ def _never_slower(cases: Sequence[Case], plan: str) -> Verdict:
   return Verdict(goal, f"{worst:+.1%} at worst ({where})", worst <= SLOWDOWN)
 
 
-def _towers(cases: Sequence[Case], plan: str) -> Verdict:
-  wanted = TOWERS_SPEEDUP[plan]
-  goal = f"{TOWERS}, {LOOPBACK}: {plan} at least {wanted:g} x as fast"
-  if plan == BEST:
-    goal += ", or one device"
+def _towers(cases: Sequence[Case]) -> Verdict:
+  goal = f"{TOWERS}, {LOOPBACK}: {BEST} at least {TOWERS_SPEEDUP} x as fast"
   group = groups(cases).get((TOWERS, LOOPBACK), [])
-  found = _against_one_device(group, plan)
+  found = _best_against_one_device(group)
   if not found:
     return Verdict(goal, "not measured", None)
-  slowdown, case = found
-  is_one_device = plan == BEST and not case.bytes_moved
-  note = " (one device)" if is_one_device else ""
-  return Verdict(
-    goal, f"{1 / slowdown:.2f} x{note}", is_one_device or 1 / slowdown >= wanted
-  )
+  return Verdict(goal, f"{1 / found:.2f} x", 1 / found >= TOWERS_SPEEDUP)
 
 
-def _against_one_device(
-  group: Sequence[Case], plan: str
-) -> tuple[float, Case] | None:
-  """Returns a plan's time over one device's, and its case; None without."""
+def _best_against_one_device(group: Sequence[Case]) -> float | None:
+  """Returns the best plan's time over one device's; None without both."""
   by_plan = {case.plan: case for case in group}
-  if plan not in by_plan or ONE_DEVICE not in by_plan:
+  if BEST not in by_plan or ONE_DEVICE not in by_plan:
     return None
-  return ratio(by_plan[plan], by_plan[ONE_DEVICE]), by_plan[plan]
+  return ratio(by_plan[BEST], by_plan[ONE_DEVICE])

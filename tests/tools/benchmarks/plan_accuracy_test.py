@@ -104,21 +104,11 @@ def test_verdict_on_best_is_by_its_slowest_model(measured, holds):
   assert "chain, loopback" in verdict.measured
 
 
-@pytest.mark.parametrize(
-  ("plan", "measured", "moved", "holds"),
-  [
-    ("best", 80.0, 1, True),
-    ("best", 90.0, 1, False),
-    ("best", 99.0, 0, True),  # one device
-    ("search", 62.0, 1, True),
-    ("search", 63.0, 1, False),
-    ("search", 99.0, 0, False),
-  ],
-)
-def test_verdict_on_the_towers(plan, measured, moved, holds):
+@pytest.mark.parametrize(("measured", "holds"), [(62.0, True), (63.0, False)])
+def test_verdict_on_the_towers(measured, holds):
   cases = [
     make_case("single_device", 100.0, 100.0, moved=0),
-    make_case(plan, 60.0, measured, moved=moved),
+    make_case("best", 60.0, measured),
   ]
-  (verdict,) = (x for x in verdicts(cases) if f"loopback: {plan}" in x.goal)
+  (verdict,) = (x for x in verdicts(cases) if "loopback: best" in x.goal)
   assert verdict.holds is holds
