@@ -21,6 +21,7 @@ _PUBLIC = {
   "Plan": "planner",
   "Simulation": "simulator",
   "cost_item": "pipeline",
+  "export_keras": "keras_placement.export",
   "item_from_function": "python_item",
   "item_from_keras": "python_item",
   "load": "saved_model",

@@ -109,6 +109,11 @@ def read_graph_file(path: str) -> MetaGraphDef:
     OSError: the file cannot be read.
   """
   is_text = path.endswith(".pbtxt")
+  if path.endswith((".keras", ".h5")):
+    raise ValueError(
+      "a file of Keras: load it in Python, and write it as a SavedModel with"
+      " baechi_tf.export_keras, or place it with baechi_tf.place_keras"
+    )
   if not path.endswith((".pb", ".pbtxt", ".meta")):
     raise ValueError(
       "not a model: give a SavedModel directory, or a GraphDef or MetaGraphDef"

@@ -1,6 +1,5 @@
 """Checks that a model, a cluster and a batch allow a placement."""
 
-from collections.abc import Sequence
 from typing import Any
 
 import keras
@@ -19,13 +18,8 @@ def check_model(model: Any) -> None:
     ValueError: the model is no compiled `keras.Model`, or it runs eagerly,
       under XLA or under a strategy, none of which a plan can be written into.
   """
-  if not isinstance(model, keras.Model):
-    raise ValueError(f"model is {type(model).__name__}, must be a keras.Model")
+  check_compiled(model)
   where = f"model {model.name!r}"
-  if not model.compiled or model.optimizer is None:
-    raise ValueError(
-      f"{where} is not compiled: call model.compile(optimizer=…, loss=…) first"
-    )
   if model.run_eagerly:
     raise ValueError(
       f"{where} runs eagerly, op by op, so there is no graph to place: compile"
@@ -46,6 +40,21 @@ def check_model(model: Any) -> None:
     )
 
 
+def check_compiled(model: Any) -> None:
+  """Checks that a model is one of Keras, and compiled.
+
+  Raises:
+    ValueError: it is not.
+  """
+  if not isinstance(model, keras.Model):
+    raise ValueError(f"model is {type(model).__name__}, must be a keras.Model")
+  if not model.compiled or model.optimizer is None:
+    raise ValueError(
+      f"model {model.name!r} is not compiled: call"
+      " model.compile(optimizer=…, loss=…) first"
+    )
+
+
 def check_devices(cluster: Cluster) -> None:
   """Checks that TensorFlow has the cluster's devices in this process.
 
@@ -63,39 +72,6 @@ def check_devices(cluster: Cluster) -> None:
       " anything, or reach other processes with"
       " tf.config.experimental_connect_to_cluster"
     )
-
-
-def check_batch(batch: Any) -> int:
-  """Returns the number of examples in a batch.
-
-  Args:
-    batch: a tuple as a `tf.data.Dataset` gives it to `fit`, of tensors.
-
-  Raises:
-    ValueError: the batch is no tuple of (inputs, targets) or (inputs, targets,
-      sample weights), is empty, or its tensors have different numbers of rows.
-  """
-  if not isinstance(batch, tuple) or not 1 <= len(batch) <= 3:
-    raise ValueError(
-      "example_batch must be a tuple (x, y) or (x, y, sample_weight), as a"
-      f" tf.data.Dataset gives it to fit; got {type(batch).__name__}"
-    )
-  shapes = [x.shape for x in tf.nest.flatten(batch) if tf.is_tensor(x)]
-  rows = [x[0] for x in shapes if x.rank]
-  if not rows or min(rows) < 1 or len(rows) < len(shapes):
-    raise ValueError(
-      f"example_batch needs at least one example, got {_shapes(shapes)}"
-    )
-  if len(set(rows)) > 1:
-    raise ValueError(
-      "example_batch must have as many examples in each tensor, got the shapes"
-      f" {_shapes(shapes)}"
-    )
-  return rows[0]
-
-
-def _shapes(shapes: Sequence[tf.TensorShape]) -> str:
-  return ", ".join(str(tuple(x.as_list())) for x in shapes) or "no tensor"
 
 
 def _full_name(name: str) -> str:

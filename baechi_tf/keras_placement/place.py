@@ -5,17 +5,18 @@ import os
 from typing import Any
 
 import keras
-import tensorflow as tf
 
 from baechi_tf.cluster import Cluster
 from baechi_tf.costed_model import CostSource
 from baechi_tf.costs.profile import Profile
-from baechi_tf.keras_placement.checks import check_batch
+from baechi_tf.keras_placement.batch import as_batch
+from baechi_tf.keras_placement.batch import batch_specs
+from baechi_tf.keras_placement.batch import check_batch
 from baechi_tf.keras_placement.checks import check_devices
 from baechi_tf.keras_placement.checks import check_model
 from baechi_tf.keras_placement.placed_step import Layout
+from baechi_tf.keras_placement.placed_step import own_step
 from baechi_tf.keras_placement.placed_step import PlacedStep
-from baechi_tf.keras_placement.step_graph import batch_specs
 from baechi_tf.keras_placement.step_plan import Planner
 from baechi_tf.keras_placement.step_plan import StepPlan
 from baechi_tf.keras_placement.variables import move_variables
@@ -25,7 +26,6 @@ from baechi_tf.planner import BEST
 from baechi_tf.planner import check_placer
 from baechi_tf.planner import default_budget
 from baechi_tf.planner import Plan
-from baechi_tf.python_item import as_tensors
 from baechi_tf.search.budget import Budget
 
 _STEPS = ("train_step", "test_step", "predict_step")
@@ -92,9 +92,9 @@ def place_keras(
   check_model(model)
   check_devices(cluster)
   source.check_types(cluster)
-  batch = _as_batch(example_batch)
+  batch = as_batch(example_batch)
   num_examples = check_batch(batch)
-  own = {name: _own_step(model, name) for name in _STEPS}
+  own = {name: own_step(model, name) for name in _STEPS}
   if not source.measured_types(cluster):
     source = dataclasses.replace(source, batch_size=num_examples)
   specs = batch_specs(batch, any_rows=True)
@@ -117,22 +117,6 @@ def place_keras(
   found = planner.plan(micro_batches, num_examples)
   _install(model, own, found, specs)
   return found.plan
-
-
-def _as_batch(batch: Any) -> Any:
-  """Returns the arrays in a batch as tensors."""
-
-  def as_tensor(value):
-    known = value is None or tf.is_tensor(value)
-    return value if known else as_tensors(value)
-
-  return tf.nest.map_structure(as_tensor, batch)
-
-
-def _own_step(model: keras.Model, name: str):
-  """Returns the model's own step, of a placed model too."""
-  step = getattr(model, name)
-  return step.original if isinstance(step, PlacedStep) else step
 
 
 def _install(model, own, found: StepPlan, specs) -> None:

@@ -13,8 +13,8 @@ from baechi_tf.costs.profile import OpCost
 from baechi_tf.device_rewrite import rewrite_devices
 from baechi_tf.function_library import parse_ref
 from baechi_tf.graph_import import op_graph_from_item
+from baechi_tf.keras_placement.batch import batch_specs
 from baechi_tf.keras_placement.carry import carried_devices
-from baechi_tf.keras_placement.step_graph import batch_specs
 from baechi_tf.keras_placement.step_graph import StepGraph
 from baechi_tf.keras_placement.step_graph import trace_step
 from baechi_tf.keras_placement.variables import variables_by_handle
@@ -124,6 +124,12 @@ class PlacedStep:
       name: self._layout.devices[i]
       for name, i in zip(graph.names, device.tolist(), strict=True)
     }
+
+
+def own_step(model: keras.Model, name: str) -> Callable[[Any], Any]:
+  """Returns the model's own step, of a placed model too."""
+  step = getattr(model, name)
+  return step.original if isinstance(step, PlacedStep) else step
 
 
 def _graph_without_costs(step: StepGraph):

@@ -41,27 +41,6 @@ class StepGraph:
   outputs: Any
 
 
-def batch_specs(batch: Any, any_rows: bool = False) -> Any:
-  """Returns the type of each of a batch's tensors, in the batch's structure.
-
-  Args:
-    batch: a structure of tensors, `None`s and other values.
-    any_rows: leave the first dimension of dense tensors open, as a data set
-      does whose last batch may be smaller.
-  """
-
-  def spec(value):
-    if not isinstance(value, tf.Tensor):
-      composite = isinstance(value, tf.__internal__.CompositeTensor)
-      return tf.type_spec_from_value(value) if composite else value
-    shape = value.shape
-    if any_rows and shape.rank:
-      shape = [None, *shape[1:]]
-    return tf.TensorSpec(shape, value.dtype)
-
-  return tf.nest.map_structure(spec, batch)
-
-
 def trace_step(
   step: Callable[[Any], Any],
   specs: Any,
@@ -82,7 +61,7 @@ def trace_step(
   concrete = function.get_concrete_function(specs)
   graph = concrete.graph
   by_handle = variables_of()
-  _check_captures(concrete.captured_inputs, by_handle, step.__name__)
+  check_captures(concrete.captured_inputs, by_handle, step.__name__)
   graph_def = graph.as_graph_def()
   num_args = len(graph.inputs) - len(concrete.captured_inputs)
   inside = graph.inputs[num_args:]
@@ -131,7 +110,7 @@ def _needed(graph_def: GraphDef, roots: Iterable[str]) -> GraphDef:
   return result
 
 
-def _check_captures(captured, by_handle: Mapping, step: str) -> None:
+def check_captures(captured, by_handle: Mapping, step: str) -> None:
   """Raises ValueError if a step has state that cannot move."""
   for tensor in captured:
     if tensor.dtype in _HANDLES and id(tensor) not in by_handle:
