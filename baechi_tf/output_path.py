@@ -97,7 +97,11 @@ def placed_output(model: str, path: str, overwrite: bool) -> OutputPath:
   """
   if os.path.isdir(model):
     return saved_model_output(path, overwrite)
-  if os.path.isfile(model) and not path.endswith((".pb", ".pbtxt")):
+  # A file of another name is refused when it is read.
+  is_graph = os.path.isfile(model) and model.endswith(
+    (".pb", ".pbtxt", ".meta")
+  )
+  if is_graph and not path.endswith((".pb", ".pbtxt")):
     raise ValueError(
       f"the placed graph of {model} needs a name that ends in .pb or .pbtxt,"
       f" not {path}"

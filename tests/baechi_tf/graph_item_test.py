@@ -428,10 +428,14 @@ def test_read_item_resource_placeholder_is_rejected(tmp_path):
     read_item(path, fetches=["Identity"])
 
 
-def test_read_item_other_file_is_rejected(tmp_path):
-  path = tmp_path / "model.h5"
+@pytest.mark.parametrize(
+  ("name", "message"),
+  [("model.onnx", "not a model"), ("model.keras", "export_keras, or place it")],
+)
+def test_read_item_other_file_is_rejected(name, message, tmp_path):
+  path = tmp_path / name
   path.write_bytes(b"x")
-  with pytest.raises(ValueError, match="model.h5: not a model"):
+  with pytest.raises(ValueError, match=f"{name}: .*{message}"):
     read_item(path)
 
 
