@@ -14,6 +14,7 @@ from baechi_tf.cluster import CHANNELS
 from baechi_tf.cluster import Cluster
 from baechi_tf.cluster import Device
 from baechi_tf.cluster import Link
+from baechi_tf.cluster import read_cluster
 from baechi_tf.op_graph import CONTROL
 from baechi_tf.op_graph import OpGraph
 from baechi_tf.simulator import Simulation
@@ -111,6 +112,16 @@ def make_cluster(
     links=links or {},
     channel=channel,
   )
+
+
+def two_cpus() -> Cluster:
+  """Returns this process' two logical CPUs, as if each were a processor."""
+  cluster = read_cluster("configs/clusters/2_cpus.toml")
+  devices = tuple(
+    dataclasses.replace(x, processor=f"processor {i}")
+    for i, x in enumerate(cluster.devices)
+  )
+  return dataclasses.replace(cluster, devices=devices)
 
 
 def ops_of(graph: OpGraph) -> tuple[list[Op], list[Edge]]:

@@ -1,4 +1,3 @@
-import dataclasses
 import re
 
 import keras
@@ -9,6 +8,7 @@ import baechi_tf
 from baechi_tf.keras_placement.step_graph import batch_specs
 from baechi_tf.keras_placement.step_graph import trace_step
 from baechi_tf.keras_placement.variables import variables_by_handle
+from tests import contracts
 from tests.tensorflow_setup import tf
 
 X = np.random.default_rng(0).normal(size=(19, 8)).astype("f")
@@ -24,13 +24,8 @@ losses = keras.losses
 
 
 @pytest.fixture(scope="module", name="cluster")
-def two_processors():
-  cluster = baechi_tf.read_cluster("configs/clusters/2_cpus.toml")
-  devices = tuple(
-    dataclasses.replace(x, processor=f"processor {i}")
-    for i, x in enumerate(cluster.devices)
-  )
-  return dataclasses.replace(cluster, devices=devices)
+def two_cpus():
+  return contracts.two_cpus()
 
 
 def regularized():

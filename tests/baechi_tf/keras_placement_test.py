@@ -17,13 +17,8 @@ layers = keras.layers
 
 
 @pytest.fixture(scope="module", name="cluster")
-def two_processors():
-  cluster = baechi_tf.read_cluster("configs/clusters/2_cpus.toml")
-  devices = tuple(
-    dataclasses.replace(x, processor=f"processor {i}")
-    for i, x in enumerate(cluster.devices)
-  )
-  return dataclasses.replace(cluster, devices=devices)
+def two_cpus():
+  return contracts.two_cpus()
 
 
 def towers(optimizer=None, **compile_args):
