@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 import baechi_tf
-from baechi_tf.keras_placement.step_graph import batch_specs
+from baechi_tf.keras_placement.batch import batch_specs
 from baechi_tf.keras_placement.step_graph import trace_step
 from baechi_tf.keras_placement.variables import variables_by_handle
 from tests import contracts
