@@ -97,14 +97,14 @@ def check_bounds(seeds, max_ops):
 
 
 def test_trial_makespan_is_no_larger_than_the_optimum():
-  assert check_bounds(range(60), max_ops=4) > 0.7
+  assert check_bounds(range(30), max_ops=4) > 0.7
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("part", range(5))
-def test_trial_makespan_is_no_larger_than_ten_thousand_optima(part):
-  first = 1000 + 2000 * part
-  assert check_bounds(range(first, first + 2000), max_ops=4) > 0.7
+def test_trial_makespan_is_no_larger_than_more_optima(part):
+  first = 1000 + 100 * part
+  assert check_bounds(range(first, first + 100), max_ops=4) > 0.7
 
 
 def test_trial_makespan_dear_transfers_keep_two_chains_whole():
