@@ -155,6 +155,7 @@ def test_micro_batches_train_as_the_whole_batch(
   check_close(trained(model, x, y, fit_args), expected)
 
 
+@SLOW
 def test_small_last_batches_count_by_their_examples(cluster):
   model, expected = regularized(), regularized()
   place(model, cluster, X, Y, 4)
@@ -164,6 +165,7 @@ def test_small_last_batches_count_by_their_examples(cluster):
     check_close(ours, theirs)
 
 
+@SLOW
 def test_auto_takes_the_fastest_and_says_what_each_takes(cluster):
   model = regularized()
   planned = place(model, cluster, X, Y, "auto")
