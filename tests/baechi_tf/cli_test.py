@@ -554,7 +554,7 @@ def test_op_too_large_for_any_device_ends_with_3(command, scratch, capsys):
   argv = [command, "graph.json", *output, "--cluster=cluster.toml"]
   line = complaint(capsys, *argv, code=3)
   assert "op 'b'" in line
-  assert "5,020 bytes" in line
+  assert "5,040 bytes" in line
   assert "would help" in line
 
 

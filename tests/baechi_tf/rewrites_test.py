@@ -19,6 +19,7 @@ from baechi_tf.python_item import item_from_keras
 from baechi_tf.rewrites import rewrite_step
 from baechi_tf.saved_model import load
 from baechi_tf.saved_model import write_saved_model
+from baechi_tf.search.budget import Budget
 from tests import models
 from tests.tensorflow_setup import DEVICES
 from tests.tensorflow_setup import session
@@ -215,7 +216,8 @@ def test_a_step_fits_devices_that_hold_no_op_of_all_gradients(tmp_path):
   path, source = tmp_path / "cluster.toml", CostSource(estimate=True)
 
   def place(cluster, item):
-    return plan(cost_item(item, cluster, source).graph, cluster)
+    graph = cost_item(item, cluster, source).graph
+    return plan(graph, cluster, budget=Budget(evaluations=1000))
 
   one = place(read_cluster(write_cluster(path, 1, '"1 GiB"')), after)
   limit = one.simulation.peak_memory_bytes[0] * 3 // 4
