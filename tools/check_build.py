@@ -3,8 +3,10 @@
 BUILD files are read as Python. What this check wants: one target for every
 first-party module, named after it, whose deps are the targets of the modules
 that it imports: no fewer (which Bazel would find) and no more (which it would
-not). Whatever comes before a file's first Python target is written by hand, as
-are attributes such as `data` and `visibility`, so long as they are literals.
+not). The data of a package that imports its names when they are first used
+(`_PUBLIC`, `_ROOMS`) are the targets of the modules that these are in. Whatever
+comes before a file's first Python target is written by hand, as are attributes
+such as `visibility`, so long as they are literals.
 
     python -m tools.check_build          # prints what is wrong, as a diff
     python -m tools.check_build --fix    # and mends it
@@ -16,6 +18,7 @@ import json
 import pathlib
 import sys
 from collections.abc import Iterator
+from importlib import util
 
 from absl import app
 from absl import flags
@@ -116,6 +119,12 @@ def _expected_target(root, path, labels) -> tuple[str, dict[str, object]]:
     for module in _imports(tree, labels, path)
   }
   attributes = {"name": name, "deps": sorted(deps, key=_deps_order)}
+  later = {
+    _reference(package, labels[module])
+    for module in _imported_later(root, tree, labels, path)
+  }
+  if later:
+    attributes["data"] = sorted(later, key=_deps_order)
   if name.endswith("_test"):
     if _is_all_slow(tree):
       attributes |= {"size": "large", "tags": ["slow"]}
@@ -142,6 +151,23 @@ def _imports(tree, labels, path) -> Iterator[str]:
       if not known:
         raise ValueError(f"{path}:{node.lineno}: there is no {names[0]}")
       yield known[0]
+
+
+def _imported_later(root, tree, labels, path) -> Iterator[str]:
+  """Yields the modules that a package imports when a name is first used."""
+  if path.stem != "__init__":
+    return
+  package = _module(root, path)
+  for node in tree.body:
+    if not isinstance(node, ast.Assign):
+      continue
+    if ast.unparse(node.targets[0]) in ("_PUBLIC", "_ROOMS"):
+      written = ast.literal_eval(node.value)
+      names = written.values() if isinstance(written, dict) else written
+      for name in (util.resolve_name(f".{x}", package) for x in names):
+        if name not in labels:
+          raise ValueError(f"{path}:{node.lineno}: there is no {name}")
+        yield name
 
 
 def _reference(package: str, label: tuple[str, str]) -> str:

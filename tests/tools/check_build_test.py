@@ -72,6 +72,36 @@ py_library(
 """)
 
 
+def test_names_that_are_imported_later_are_data(write, tmp_path):
+  write("baechi_tf/costs/BUILD", HEAD)
+  write("baechi_tf/costs/__init__.py")
+  write("baechi_tf/costs/profile.py")
+  write("baechi_tf/cluster.py")
+  write(
+    "baechi_tf/__init__.py",
+    """
+    _PUBLIC = {"Device": "cluster", "Link": "cluster", "read": "costs.profile"}
+    _ROOMS = ("costs",)
+    """,
+  )
+  assert """
+    name = "baechi_tf",
+    srcs = ["__init__.py"],
+    data = [
+        ":cluster",
+        "//baechi_tf/costs",
+        "//baechi_tf/costs:profile",
+    ],
+)
+""" in _expected(tmp_path)
+
+
+def test_name_that_is_nowhere_is_an_error(write, tmp_path):
+  write("baechi_tf/__init__.py", '_PUBLIC = {"Device": "gone"}')
+  with pytest.raises(ValueError, match="there is no baechi_tf.gone"):
+    _expected(tmp_path)
+
+
 def test_unused_dep_goes_and_other_attributes_stay(write, tmp_path):
   write("baechi_tf/a.py")
   write("baechi_tf/b.py")
