@@ -11,7 +11,6 @@ import dataclasses
 import numpy as np
 
 from baechi_tf.cluster import Cluster
-from baechi_tf.op_graph import offsets_of
 from baechi_tf.op_graph import OpGraph
 from baechi_tf.simulator import Simulation
 from baechi_tf.transfer import HALF_DUPLEX
@@ -70,8 +69,6 @@ class _Before:
   def __init__(self, graph, cluster, simulation):
     self._graph, self._simulation = graph, simulation
     device = simulation.device
-    self._by_op = np.argsort(graph.edge_op, kind="stable")
-    self._inputs = offsets_of(graph.edge_op[self._by_op], graph.num_ops)
     tensor, target = simulation.transfer_tensor, simulation.transfer_target
     sent = zip(tensor.tolist(), target.tolist(), strict=True)
     self._transfers = {key: t for t, key in enumerate(sent)}
@@ -91,12 +88,12 @@ class _Before:
       self._on_channel = _previous(in_time, ends)
 
   def op(self, op):
-    """Returns (end, preference, reason, kind, index) of what an op waits for."""
+    """Returns what an op waits for: (end, preference, reason, kind, index)."""
     graph, simulation = self._graph, self._simulation
     start, k = simulation.start_time_us[op], int(simulation.device[op])
     found = []
-    edges = self._by_op[self._inputs[op] : self._inputs[op + 1]]
-    for tensor in graph.edge_tensor[edges].tolist():
+    inputs = slice(graph.input_offsets[op], graph.input_offsets[op + 1])
+    for tensor in graph.edge_tensor[graph.input_edges[inputs]].tolist():
       producer = int(graph.tensor_op[tensor])
       t = self._transfers.get((tensor, k))
       if simulation.device[producer] == k or t is None:

@@ -25,6 +25,7 @@ from baechi_tf.coarsening.fusion import Fused
 from baechi_tf.compiled import FIRST_RUN
 from baechi_tf.op_graph import OpGraph
 from baechi_tf.order import ops_worth_ordering
+from baechi_tf.peak_memory import overflow
 from baechi_tf.placement import check_placement
 from baechi_tf.placement import InfeasiblePlacementError
 from baechi_tf.placement import Placement
@@ -34,7 +35,6 @@ from baechi_tf.placers.favorite_child import uses_lp
 from baechi_tf.search.budget import Budget
 from baechi_tf.search.budget import DEFAULT_BUDGET
 from baechi_tf.search.placement_search import search
-from baechi_tf.simulator import overflow
 from baechi_tf.simulator import simulate
 from baechi_tf.simulator import Simulation
 from baechi_tf.transfer import link_costs

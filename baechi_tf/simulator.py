@@ -20,9 +20,6 @@ from baechi_tf.event_loop import run_step
 from baechi_tf.op_graph import OpGraph
 from baechi_tf.schedule import new_schedule
 from baechi_tf.schedule import Step
-from baechi_tf.shortage import memory_by_kind
-from baechi_tf.shortage import Shortage
-from baechi_tf.shortage import shortage_message
 from baechi_tf.transfer import link_costs
 from baechi_tf.transfer import RECEIVE
 from baechi_tf.transfer import SEND
@@ -246,65 +243,6 @@ def _why_stuck(graph, cluster, device, order, started) -> str:
       reason += f", which comes after {graph.names[op]!r}"
     reasons.append(reason)
   return f"the order cannot be followed: {'; '.join(reasons)}"
-
-
-def overflow(
-  graph: OpGraph, cluster: Cluster, simulation: Simulation
-) -> str | None:
-  """Returns which devices run out of memory, when and by how much, or None."""
-  excess = simulation.peak_memory_bytes - cluster.memory_bytes
-  if excess.max() <= 0:
-    return None
-  return shortage_message(
-    cluster,
-    [
-      shortage_at_peak(graph, cluster, simulation, k)
-      for k in np.flatnonzero(excess > 0).tolist()
-    ],
-  )
-
-
-def shortage_at_peak(
-  graph: OpGraph, cluster: Cluster, simulation: Simulation, k: int
-) -> Shortage:
-  """Returns what device `k` holds at its peak, by kind, and what it has."""
-  peak = np.argmax(simulation.memory_bytes[k])
-  at = simulation.memory_time_us[k][peak]
-  start, finish = simulation.start_time_us, simulation.finish_time_us
-  here = simulation.device == k
-  wanted_here = here[graph.edge_op]
-  wanted_until = np.zeros(len(graph.tensor_op))
-  np.maximum.at(
-    wanted_until,
-    graph.edge_tensor[wanted_here],
-    finish[graph.edge_op[wanted_here]],
-  )
-  arriving = simulation.transfer_target == k
-  copies = simulation.transfer_tensor[arriving]
-  running = here & _is_held(start, finish, at)
-  received = _is_held(
-    simulation.transfer_start_us[arriving], wanted_until[copies], at
-  )
-  persistent = int(graph.persistent_bytes[here].sum())
-  temporary = int(graph.temporary_bytes[running].sum())
-  received_bytes = int(graph.tensor_bytes[copies[received]].sum())
-  total = int(simulation.memory_bytes[k][peak])
-  outputs = total - persistent - temporary - received_bytes
-  # The op that runs at the peak: the last to start by then.
-  ops = np.flatnonzero(here)
-  started = ops[start[ops] <= at]
-  culprit = started[np.argmax(start[started])] if len(started) else ops[0]
-  return Shortage(
-    k,
-    memory_by_kind(persistent, outputs, temporary, received_bytes),
-    int(cluster.memory_bytes[k]),
-    at_op=graph.names[culprit],
-  )
-
-
-def _is_held(begin, end, at):
-  """Whether what is held from `begin` to `end` is held at the peak `at`."""
-  return (begin <= at) & ((end > at) | ((begin == at) & (end == at)))
 
 
 def _memory_over_time(

@@ -13,7 +13,7 @@ from baechi_tf.cli.model_input import is_cost_graph
 from baechi_tf.cli.place import emits_plan
 from baechi_tf.planner import BEST
 
-_PREDICTING = ("place", "compare", "simulate")
+_PREDICTING = ("place", "compare", "simulate", "explain")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -86,6 +86,7 @@ def _parser() -> argparse_flags.ArgumentParser:
   # Seconds of imports, which Ctrl-C must end with one line too.
   from baechi_tf.cli import bench_links
   from baechi_tf.cli import compare
+  from baechi_tf.cli import explain
   from baechi_tf.cli import inspect
   from baechi_tf.cli import place
   from baechi_tf.cli import profile
@@ -113,8 +114,15 @@ def _parser() -> argparse_flags.ArgumentParser:
     title="commands", metavar="COMMAND", required=True
   )
   for subcommand in (
-    place, profile, inspect, compare, simulate, run_command, bench_links
-  ):  # fmt: skip
+    place,
+    profile,
+    inspect,
+    compare,
+    simulate,
+    explain,
+    run_command,
+    bench_links,
+  ):
     subcommand.add_parser(subparsers)
   return parser
 

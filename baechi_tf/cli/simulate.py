@@ -14,6 +14,7 @@ from baechi_tf.cli.help import path
 from baechi_tf.cli.progress import Progress
 from baechi_tf.cluster import Cluster
 from baechi_tf.op_graph import OpGraph
+from baechi_tf.peak_memory import overflow
 from baechi_tf.placement import InfeasiblePlacementError
 from baechi_tf.placement import Placement
 from baechi_tf.placement import read_placement
@@ -21,7 +22,6 @@ from baechi_tf.reports.directory import report_output
 from baechi_tf.reports.directory import stage_report
 from baechi_tf.reports.summary import summarize
 from baechi_tf.reports.text import report
-from baechi_tf.simulator import overflow
 from baechi_tf.simulator import simulate
 from baechi_tf.simulator import Simulation
 
@@ -79,7 +79,7 @@ def run(args: argparse.Namespace) -> None:
     model = model_input.read_model(args, cluster, progress)
     placement = read_placement(args.placement, model.graph, cluster)
     progress("simulating")
-    simulation = _follow(model.graph, cluster, placement)
+    simulation = follow(model.graph, cluster, placement)
     progress("bounding")
     summary = summarize(
       model.graph,
@@ -108,7 +108,7 @@ def run(args: argparse.Namespace) -> None:
     raise InfeasiblePlacementError(problem)
 
 
-def _follow(
+def follow(
   graph: OpGraph, cluster: Cluster, placement: Placement
 ) -> Simulation:
   """Returns the step of a placement, in its order if it has one."""

@@ -6,10 +6,10 @@ import numpy as np
 
 from baechi_tf.cluster import Cluster
 from baechi_tf.op_graph import OpGraph
+from baechi_tf.peak_memory import shortage_at_peak
 from baechi_tf.placement import InfeasiblePlacementError
 from baechi_tf.placement import Placement
 from baechi_tf.shortage import shortage_message
-from baechi_tf.simulator import shortage_at_peak
 from baechi_tf.simulator import simulate
 from baechi_tf.watched import Progress
 

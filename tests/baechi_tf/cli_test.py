@@ -33,7 +33,8 @@ bytes_per_us = 10
 """
 RUN = "from baechi_tf.cli.main import run; run()"
 SUBCOMMANDS = (
-  "place", "profile", "inspect", "compare", "simulate", "bench-links",
+  "place", "profile", "inspect", "compare", "simulate", "explain",
+  "bench-links",
 )  # fmt: skip
 
 
@@ -115,6 +116,41 @@ def test_place_prints_json(capsys):
   assert fields["output"] == "p.json"
   assert fields["planning_seconds"] > 0
   assert len(fields["candidates"]) == 11  # five placers twice, the search
+
+
+@pytest.fixture
+def spread(scratch):
+  """A plan of the graph: b is on the second device, as long as it is there."""
+  plan = {"placement": {"a": "/device:CPU:0", "b": "/device:CPU:1",
+                        "c": "/device:CPU:0"}}  # fmt: skip
+  (scratch / "plan.json").write_text(json.dumps(plan))
+  return ("graph.json", "plan.json", "--cluster=cluster.toml")
+
+
+def test_explain_says_what_a_move_would_do(capsys, spread):
+  """a 0-10, its 20 bytes there at 13, b until 23; all here it would be 30."""
+  model, plan, cluster = spread
+  assert baechi("explain", model, plan, "b", "a", cluster) == 0
+  out = capsys.readouterr().out
+  assert "b is on /device:CPU:1, from 13.00 us to 23.00 us" in out
+  assert "/device:CPU:0  30.00 us  30.4 % longer" in out
+  assert "a is on /device:CPU:0" in out
+  assert baechi("explain", model, plan, "b", cluster, "--json") == 0
+  (found,) = json.loads(capsys.readouterr().out)["ops"]
+  assert found["moves"] == [
+    {"device": "/device:CPU:0", "makespan_us": 30.0, "lacking_bytes": {}}
+  ]
+
+
+def test_explain_of_an_unknown_op_names_near_ones(capsys, spread, scratch):
+  model, plan, cluster = spread
+  error = complaint(capsys, "explain", model, plan, "bb", cluster)
+  assert error.endswith("no op 'bb'; did you mean 'b'?\n")
+  error = complaint(capsys, "explain", model, plan, "", cluster)
+  assert error.endswith("no op ''\n")
+  (scratch / "plan.json").write_text('{"placement": {"other": "x"}}')
+  error = complaint(capsys, "explain", model, plan, "b", cluster)
+  assert "made for another model" in error
 
 
 def test_two_runs_write_the_same_bytes(scratch):

@@ -12,9 +12,9 @@ from baechi_tf.micro_batch_graph import micro_batch_of
 from baechi_tf.micro_batch_graph import name_without_scope
 from baechi_tf.micro_batch_graph import scope_of
 from baechi_tf.micro_batch_plan import plan_micro_batches
+from baechi_tf.peak_memory import overflow
 from baechi_tf.placement import InfeasiblePlacementError
 from baechi_tf.search.budget import Budget
-from baechi_tf.simulator import overflow
 from baechi_tf.simulator import simulate
 from tests import contracts
 from tests.contracts import Op

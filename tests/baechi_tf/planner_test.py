@@ -6,11 +6,11 @@ import pytest
 
 from baechi_tf import planner
 from baechi_tf import watched
+from baechi_tf.peak_memory import overflow
 from baechi_tf.placement import InfeasiblePlacementError
 from baechi_tf.placers.favorite_child import LinearProgramError
 from baechi_tf.planner import plan
 from baechi_tf.search.placement_search import Budget
-from baechi_tf.simulator import overflow
 from baechi_tf.simulator import simulate
 from tests import contracts
 from tests.contracts import make_cluster
