@@ -8,18 +8,21 @@ from baechi_tf.cluster import Cluster
 from baechi_tf.op_graph import OpGraph
 from baechi_tf.output_path import OutputPath
 from baechi_tf.placement import Placement
+from baechi_tf.reports.page import page
+from baechi_tf.reports.page_data import plan_fields
 from baechi_tf.reports.summary import Fields
 from baechi_tf.reports.text import report
 from baechi_tf.reports.trace import trace_lines
 from baechi_tf.simulator import Simulation
 
 TEXT, TRACE, PLACEMENT = "report.txt", "trace.json", "placement.json"
+PAGE = "report.html"
 
 
 def is_report(path: str) -> bool:
   """Whether a path is a directory with nothing but a report in it."""
   return os.path.isdir(path) and (
-    set(os.listdir(path)) <= {TEXT, TRACE, PLACEMENT}
+    set(os.listdir(path)) <= {PAGE, TEXT, TRACE, PLACEMENT}
   )
 
 
@@ -43,6 +46,8 @@ def stage_report(
     OSError: it cannot be written.
   """
   with outputs.directory(output.path, output.check_replaced) as directory:
+    shown = plan_fields(graph, cluster, simulation, "the plan")
+    _write(directory, PAGE, page(graph, cluster, summary, [shown]))
     _write(directory, TEXT, [report(summary)])
     _write(directory, TRACE, trace_lines(graph, cluster, simulation))
     _write(directory, PLACEMENT, [placement.to_json()])

@@ -37,7 +37,7 @@ def candidates(summary: Fields, seconds: dict[str, float] | None = None) -> str:
   summary = printable(summary)
   devices = summary["devices"]
   header = ["placer", "co-placed", "makespan", "speed-up", "gap", "moved"]
-  header += [f"peak {x}" for x in _short([x["name"] for x in devices])]
+  header += [f"peak {x}" for x in short_names([x["name"] for x in devices])]
   header += ["seconds"] if seconds else []
   chosen = (summary["placer"], summary["coplacement"])
   rows = []
@@ -158,7 +158,7 @@ def _footnotes(summary: Fields) -> str:
   return "".join(lines + [f"note: {x}\n" for x in summary["notes"]])
 
 
-def _short(names: Sequence[str]) -> Sequence[str]:
+def short_names(names: Sequence[str]) -> Sequence[str]:
   """Returns the last parts of devices' names, such as "GPU:0".
 
   Or "1/GPU:0", with the task, if that alone is not theirs alone.
