@@ -5,6 +5,7 @@ the screen or turn the writing direction. Whatever prints names for people calls
 this first. JSON has its own escapes and stays exact.
 """
 
+import dataclasses
 from typing import Any
 
 
@@ -15,8 +16,8 @@ def printable(value: Any) -> Any:
   a\x1b[2Jb
 
   Args:
-    value: a string, or lists and dictionaries with strings in them; anything
-      else stays.
+    value: a string, or lists, dictionaries and dataclasses with strings in
+      them; anything else stays.
   """
   if isinstance(value, str):
     return value if value.isprintable() else "".join(map(_escaped, value))
@@ -24,6 +25,10 @@ def printable(value: Any) -> Any:
     return {printable(key): printable(x) for key, x in value.items()}
   if isinstance(value, list | tuple):
     return type(value)(map(printable, value))
+  if dataclasses.is_dataclass(value) and not isinstance(value, type):
+    fields = (x.name for x in dataclasses.fields(value))
+    changes = {name: printable(getattr(value, name)) for name in fields}
+    return dataclasses.replace(value, **changes)
   return value
 
 

@@ -8,7 +8,8 @@ from baechi_tf.cli.help import add_json
 from baechi_tf.cli.help import add_subparser
 from baechi_tf.cli.help import path
 from baechi_tf.cli.place import add_planner_arguments
-from baechi_tf.cli.place import plan_and_summarize
+from baechi_tf.cli.place import make_plan
+from baechi_tf.cli.place import summarize_plan
 from baechi_tf.cli.progress import Progress
 from baechi_tf.planner import BEST
 from baechi_tf.printable import printable
@@ -54,22 +55,23 @@ def run(args: argparse.Namespace) -> None:
   cluster = model_input.read_devices(args)
   with Progress() as progress:
     model = model_input.read_model(args, cluster, progress)
-    planned, summary = plan_and_summarize(args, model, cluster, BEST, progress)
+    planned = make_plan(args, model, cluster, BEST, progress)
+  summary = summarize_plan(args, model, cluster, planned)
   seconds = {
     x.placer: planned.timings_s[f"placing with {x.placer}"]
     for x in planned.candidates
   }
   if args.json:
-    print(json.dumps({**summary, "placing_seconds": seconds}))
+    print(json.dumps({**summary.fields(), "placing_seconds": seconds}))
     return
   summary = printable(summary)
-  one = summary["one_device"]
+  one = summary.one_device
   print(
-    f"{summary['model']}: {summary['num_ops']:,} ops; on one device"
-    f" {duration(one['makespan_us'])}{'' if one['fits'] else ' (does not fit)'}"
-    f"; lower bound {duration(summary['lower_bound_us'])}"
-    f" ({summary['lower_bound']})\n"
+    f"{summary.model}: {summary.num_ops:,} ops; on one device"
+    f" {duration(one.makespan_us)}{'' if one.fits else ' (does not fit)'}"
+    f"; lower bound {duration(summary.lower_bound_us)}"
+    f" ({summary.lower_bound})\n"
   )
   print(candidates(summary, seconds), end="")
-  for note in summary["notes"]:
+  for note in summary.notes:
     print(f"note: {note}")

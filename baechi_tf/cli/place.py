@@ -3,6 +3,7 @@
 import argparse
 import json
 import os
+from collections.abc import Sequence
 
 from baechi_tf import atomic
 from baechi_tf.cli import model_input
@@ -25,8 +26,9 @@ from baechi_tf.planner import plan
 from baechi_tf.printable import printable
 from baechi_tf.reports.directory import report_output
 from baechi_tf.reports.directory import stage_report
-from baechi_tf.reports.summary import Fields
 from baechi_tf.reports.summary import summarize
+from baechi_tf.reports.summary import Summary
+from baechi_tf.reports.summary import Verification
 from baechi_tf.reports.text import report
 from baechi_tf.runner.tasks import tasks_of
 from baechi_tf.search.budget import Budget
@@ -169,18 +171,18 @@ def add_planner_arguments(parser: argparse.ArgumentParser) -> None:
   )
 
 
-def plan_and_summarize(
+def make_plan(
   args: argparse.Namespace,
   model: CostedModel,
   cluster: Cluster,
   placer: str,
   progress: Progress,
   budget: Budget = NO_SEARCH,
-) -> tuple[Plan, Fields]:
-  """Returns the plan that the arguments ask for, and its figures.
+) -> Plan:
+  """Returns the plan that the arguments ask for.
 
   Args:
-    args: with `model` and what `add_planner_arguments` adds.
+    args: with what `add_planner_arguments` adds.
     model: the model and its costs.
     cluster: the devices.
     placer: its name, or "best".
@@ -191,7 +193,7 @@ def plan_and_summarize(
   Raises:
     InfeasiblePlacementError: no plan was found that fits the memory.
   """
-  planned = plan(
+  return plan(
     model.graph,
     cluster,
     placer=placer,
@@ -201,7 +203,28 @@ def plan_and_summarize(
     budget=budget if placer == BEST else NO_SEARCH,
     progress=progress,
   )
-  summary = summarize(
+
+
+def summarize_plan(
+  args: argparse.Namespace,
+  model: CostedModel,
+  cluster: Cluster,
+  planned: Plan,
+  *,
+  notes: Sequence[str] = (),
+  verification: Verification | None = None,
+) -> Summary:
+  """Returns the figures of a plan that `make_plan` made.
+
+  Args:
+    args: with `model`, what the user calls it.
+    model: the model and its costs.
+    cluster: the devices.
+    planned: the plan.
+    notes: what a reader should know beside what model and plan say.
+    verification: the plans that were run, if any was to be.
+  """
+  return summarize(
     model.graph,
     cluster,
     planned.simulation,
@@ -210,10 +233,10 @@ def plan_and_summarize(
     chosen=planned.chosen,
     candidates=planned.candidates,
     coverage=model.coverage,
+    notes=(*model.notes, *planned.notes, *notes),
+    num_rewritten=model.num_rewritten,
+    verification=verification,
   )
-  summary["num_rewritten"] = dict(model.num_rewritten)
-  summary["notes"] += [*model.notes, *planned.notes]
-  return planned, summary
 
 
 def run(args: argparse.Namespace) -> None:
@@ -237,38 +260,26 @@ def run(args: argparse.Namespace) -> None:
     report_to.check(apart_from=(*_inputs(args), args.output))
   with Progress() as progress:
     model = model_input.read_model(args, cluster, progress)
-    planned, summary = plan_and_summarize(
-      args, model, cluster, args.placer, progress, budget
-    )
+    planned = make_plan(args, model, cluster, args.placer, progress, budget)
+    ran = None
     if args.verify:
-      model, cluster, planned, summary = verification.verified(
+      model, cluster, planned, ran = verification.verified(
         args,
         model,
         cluster,
         planned,
-        summary,
-        lambda *x: plan_and_summarize(args, *x, progress, budget),
+        lambda *x: make_plan(args, *x, progress, budget),
         progress,
       )
-    summary["notes"] += _memory_notes(args)
     progress("writing")
     with atomic.publishing() as outputs:
-      if emits_plan(args):
-        plan_text = planned.placement.to_json()
-        outputs.write_text(output.path, [plan_text], output.check_replaced)
-      else:
-        # Imports TensorFlow.
-        from baechi_tf.pipeline import stage_placed
-
-        summary["notes"] += stage_placed(
-          outputs,
-          args.model,
-          output,
-          model.item,
-          planned,
-          tags=args.tags,
-          follow_links=args.follow_links,
-        )
+      notes = [
+        *_memory_notes(args),
+        *_stage(args, outputs, output, model, planned),
+      ]
+      summary = summarize_plan(
+        args, model, cluster, planned, notes=notes, verification=ran
+      )
       if report_to:
         stage_report(
           outputs,
@@ -281,6 +292,25 @@ def run(args: argparse.Namespace) -> None:
         )
       text = _text(args, summary, sum(planned.timings_s.values()))
   print(text)
+
+
+def _stage(args, outputs, output, model: CostedModel, planned: Plan):
+  """Adds the plan or the placed model; returns notes on what was written."""
+  if emits_plan(args):
+    plan_text = planned.placement.to_json()
+    outputs.write_text(output.path, [plan_text], output.check_replaced)
+    return ()
+  from baechi_tf.pipeline import stage_placed  # imports TensorFlow
+
+  return stage_placed(
+    outputs,
+    args.model,
+    output,
+    model.item,
+    planned,
+    tags=args.tags,
+    follow_links=args.follow_links,
+  )
 
 
 def emits_plan(args: argparse.Namespace) -> bool:
@@ -302,14 +332,16 @@ def _memory_notes(args: argparse.Namespace) -> list[str]:
   return [f"limits are {args.memory_fraction:g} of the devices' memory"]
 
 
-def _text(args, summary: Fields, seconds: float) -> str:
+def _text(args, summary: Summary, seconds: float) -> str:
   """Returns what is printed."""
   if args.json:
     written = {"output": args.output, "report": args.report}
-    return json.dumps({**summary, **written, "planning_seconds": seconds})
+    return json.dumps(
+      {**summary.fields(), **written, "planning_seconds": seconds}
+    )
   written = [args.output, *([args.report] if args.report else [])]
   lines = [f"planned in {seconds:.2f} s"]
-  if args.verify:
-    lines = [verification.story(summary["verification"]), *lines]
+  if summary.verification:
+    lines = [verification.story(summary.verification), *lines]
   lines += [f"wrote {x}" for x in printable(written)]
   return report(summary) + "\n".join(lines)

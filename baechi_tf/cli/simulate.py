@@ -88,9 +88,11 @@ def run(args: argparse.Namespace) -> None:
       lower_bound(model.graph, cluster, simulation.makespan_us),
       model=args.model,
       coverage=model.coverage,
+      notes=model.notes,
     )
-  summary["notes"] += model.notes
-  text = json.dumps(summary) if args.json else report(summary).rstrip("\n")
+  text = report(summary).rstrip("\n")
+  if args.json:
+    text = json.dumps(summary.fields())
   if output:
     with atomic.publishing() as outputs:
       stage_report(

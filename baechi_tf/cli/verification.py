@@ -12,7 +12,9 @@ from baechi_tf.cluster import Cluster
 from baechi_tf.costed_model import CostedModel
 from baechi_tf.planner import Plan
 from baechi_tf.reports.quantities import duration
-from baechi_tf.reports.summary import Fields
+from baechi_tf.reports.summary import AttemptSummary
+from baechi_tf.reports.summary import one_device
+from baechi_tf.reports.summary import Verification
 from baechi_tf.runner.start import local_run
 from baechi_tf.runner.verification import Attempt
 from baechi_tf.runner.verification import Model
@@ -20,7 +22,7 @@ from baechi_tf.runner.verification import TOLERANCE
 from baechi_tf.runner.verification import verify
 
 _ONE_DEVICE = "single_device"
-Planner = Callable[[CostedModel, Cluster, str], tuple[Plan, Fields]]
+Planner = Callable[[CostedModel, Cluster, str], Plan]
 
 
 def verified(
@@ -28,19 +30,17 @@ def verified(
   model: CostedModel,
   cluster: Cluster,
   planned: Plan,
-  summary: Fields,
   plan: Planner,
   progress: Progress,
-) -> tuple[CostedModel, Cluster, Plan, Fields]:
-  """Returns model and cluster with corrected costs, the plan and its summary.
+) -> tuple[CostedModel, Cluster, Plan, Verification]:
+  """Returns model and cluster with corrected costs, the plan and what was run.
 
   Args:
     args: the command's arguments.
     model: the model and its costs.
     cluster: the devices.
     planned: the first plan.
-    summary: the first plan's figures.
-    plan: makes a plan and its figures, given a model, a cluster and a placer.
+    plan: makes a plan, given a model, a cluster and a placer.
     progress: is told what is being done.
 
   Raises:
@@ -50,16 +50,11 @@ def verified(
 
   values = input_values(model.item, model_input.input_source(args))
   types = {node.name: node.op for node in model.item.graph_def.node}
-  one_device = summary["one_device"]
-  summaries = []
+  alone = one_device(model.graph, cluster)
 
   def replan(graph, corrected: Cluster, on_one_device: bool) -> Plan:
     placer = _ONE_DEVICE if on_one_device else args.placer
-    again, figures = plan(
-      dataclasses.replace(model, graph=graph), corrected, placer
-    )
-    summaries.append(figures)
-    return again
+    return plan(dataclasses.replace(model, graph=graph), corrected, placer)
 
   with (
     tempfile.TemporaryDirectory(prefix="baechi_verify") as directory,
@@ -80,12 +75,11 @@ def verified(
       cluster,
       planned,
       replan,
-      one_device["name"] if one_device["fits"] else None,
+      alone.name if alone.fits else None,
       progress,
     )
-  summary = (summaries or [summary])[-1]
-  summary["verification"] = _fields(attempts, chosen)
-  return dataclasses.replace(model, graph=graph), cluster, chosen, summary
+  model = dataclasses.replace(model, graph=graph)
+  return model, cluster, chosen, _summary(attempts, chosen)
 
 
 def _load_placed(args, item, values, directory, run, key, planned: Plan):
@@ -108,49 +102,49 @@ def _load_placed(args, item, values, directory, run, key, planned: Plan):
   return {executed: op for op, executed in executed_names(item).items()}
 
 
-def _fields(attempts: tuple[Attempt, ...], chosen: Plan) -> Fields:
+def _summary(attempts: tuple[Attempt, ...], chosen: Plan) -> Verification:
   last = attempts[-1].plan if attempts else None
-  return {
-    "tolerance": TOLERANCE,
-    "chosen": len(attempts) - 1 if chosen is last else None,
-    "attempts": [
-      {
-        "placer": x.plan.chosen.placer,
-        "coplacement": x.plan.chosen.coplacement,
-        "predicted_us": x.plan.simulation.makespan_us,
-        "measured_us": x.measured_us,
-        "one_device_us": x.one_device_us,
-        "op_factors": dict(x.op_factors),
-        "link_factor": x.link_factor,
-      }
+  return Verification(
+    tolerance=TOLERANCE,
+    chosen=len(attempts) - 1 if chosen is last else None,
+    attempts=tuple(
+      AttemptSummary(
+        placer=x.plan.chosen.placer,
+        coplacement=x.plan.chosen.coplacement,
+        predicted_us=x.plan.simulation.makespan_us,
+        measured_us=x.measured_us,
+        one_device_us=x.one_device_us,
+        op_factors=dict(x.op_factors),
+        link_factor=x.link_factor,
+      )
       for x in attempts
-    ],
-  }
+    ),
+  )
 
 
-def story(verification: Fields) -> str:
+def story(verification: Verification) -> str:
   """Returns what was run and decided, a line each."""
   lines = []
-  attempts = verification["attempts"]
+  attempts = verification.attempts
   if not attempts:
     lines.append("verified: all ops are on one device, nothing had to be run")
   for i, x in enumerate(attempts):
     line = (
-      f"plan {i + 1}, by {x['placer']}: predicted"
-      f" {duration(x['predicted_us'])}, measured {duration(x['measured_us'])}"
+      f"plan {i + 1}, by {x.placer}: predicted"
+      f" {duration(x.predicted_us)}, measured {duration(x.measured_us)}"
     )
-    if x["one_device_us"] is None:
+    if x.one_device_us is None:
       line += "; one device has too little memory: the plan stands"
     else:
-      line += f", one device {duration(x['one_device_us'])}"
-      if i == verification["chosen"]:
+      line += f", one device {duration(x.one_device_us)}"
+      if i == verification.chosen:
         line += ": verified"
       else:
         line += (
-          f": slower; the links cost {x['link_factor']:.1f} x as much, and ops"
+          f": slower; the links cost {x.link_factor:.1f} x as much, and ops"
           " what they took"
         )
     lines.append(line)
-  if attempts and verification["chosen"] is None:
+  if attempts and verification.chosen is None:
     lines.append("no plan was faster: all ops are on one device")
   return "\n".join(lines)

@@ -10,7 +10,7 @@ from baechi_tf.output_path import OutputPath
 from baechi_tf.placement import Placement
 from baechi_tf.reports.page import page
 from baechi_tf.reports.page_data import plan_fields
-from baechi_tf.reports.summary import Fields
+from baechi_tf.reports.summary import Summary
 from baechi_tf.reports.text import report
 from baechi_tf.reports.trace import trace_lines
 from baechi_tf.simulator import Simulation
@@ -34,7 +34,7 @@ def report_output(path: str, overwrite: bool) -> OutputPath:
 def stage_report(
   outputs: atomic.Outputs,
   output: OutputPath,
-  summary: Fields,
+  summary: Summary,
   graph: OpGraph,
   cluster: Cluster,
   simulation: Simulation,

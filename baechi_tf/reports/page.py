@@ -11,7 +11,7 @@ from baechi_tf.op_graph import OpGraph
 from baechi_tf.reports.page_data import labelled
 from baechi_tf.reports.page_data import MOST_OPS
 from baechi_tf.reports.page_data import verdict
-from baechi_tf.reports.summary import Fields
+from baechi_tf.reports.summary import Summary
 
 _FOLDER = pathlib.Path(__file__).parent / "page"
 _SCRIPTS = ("timeline.js", "page.js")
@@ -24,7 +24,7 @@ _ESCAPES = str.maketrans(
 def page(
   graph: OpGraph,
   cluster: Cluster,
-  summary: Fields,
+  summary: Summary,
   plans: Sequence[dict[str, Any]],
   *,
   kind: str = "Placement report",
@@ -46,7 +46,7 @@ def page(
   data = {
     "kind": kind,
     "verdict": verdict(summary),
-    "summary": summary,
+    "summary": summary.fields(),
     "devices": [
       {"name": x.name, "label": label, "memory_bytes": x.memory_bytes}
       for x, label in zip(

@@ -20,7 +20,7 @@ from baechi_tf.peak_memory import held_at_peak
 from baechi_tf.reports.explanation_text import reasons
 from baechi_tf.reports.quantities import duration
 from baechi_tf.reports.quantities import percent
-from baechi_tf.reports.summary import Fields
+from baechi_tf.reports.summary import Summary
 from baechi_tf.reports.text import short_names
 from baechi_tf.simulator import Simulation
 
@@ -43,26 +43,26 @@ def labelled(cluster: Cluster) -> Cluster:
   )
 
 
-def verdict(summary: Fields) -> str:
+def verdict(summary: Summary) -> str:
   """Returns in words how good a plan is, and what is known of better ones."""
-  one = summary["one_device"]
-  label = one["name"].rsplit("/device:", 1)[-1]
-  step = duration(summary["makespan_us"])
-  num_devices = len(summary["devices"])
+  one = summary.one_device
+  label = one.name.rsplit("/device:", 1)[-1]
+  step = duration(summary.makespan_us)
+  num_devices = len(summary.devices)
   devices = f"{num_devices} device{'s' if num_devices > 1 else ''}"
   words = f"A step is predicted to take {step} on {devices}"
-  if one["fits"]:
+  if one.fits:
     words += (
-      f", {summary['speedup']:.2f} × as fast as on {label} alone"
-      f" ({duration(one['makespan_us'])})."
+      f", {summary.speedup:.2f} × as fast as on {label} alone"
+      f" ({duration(one.makespan_us)})."
     )
   else:
     words += f"; it fits on none of them alone ({label} comes nearest)."
-  if summary["gap"] < 0.005:
+  if summary.gap < 0.005:
     return f"{words} No plan is faster under these costs."
   return (
-    f"{words} No plan takes less than {duration(summary['lower_bound_us'])}, so"
-    f" this one is at most {percent(summary['gap'])} above the best."
+    f"{words} No plan takes less than {duration(summary.lower_bound_us)}, so"
+    f" this one is at most {percent(summary.gap)} above the best."
   )
 
 

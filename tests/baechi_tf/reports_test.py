@@ -1,3 +1,4 @@
+import dataclasses
 import json
 
 import numpy as np
@@ -72,7 +73,7 @@ def summary_of(graph, cluster, device, **kwargs):
   return summarize(graph, cluster, simulation, bound, model="m", **kwargs)
 
 
-def summary_of_plan(graph, cluster, planned, *, model="m"):
+def summary_of_plan(graph, cluster, planned, *, model="m", notes=()):
   return summarize(
     graph,
     cluster,
@@ -81,24 +82,27 @@ def summary_of_plan(graph, cluster, planned, *, model="m"):
     model=model,
     chosen=planned.chosen,
     candidates=planned.candidates,
+    notes=notes,
   )
 
 
 def test_summary_has_the_figures_worked_by_hand():
   summary = summary_of(fork_and_join(), cluster_of(BIG, BIG), [0, 1, 0, 0])
   # Device 0: a 0..2, c 2..12. Device 1: b 5..15; its output is there at 18.
-  assert summary["makespan_us"] == 21
-  assert summary["one_device"]["makespan_us"] == 25
-  assert summary["speedup"] == pytest.approx(25 / 21)
-  assert summary["bytes_moved"] == 40
-  assert summary["num_transfers"] == 2
-  assert summary["gap"] == pytest.approx(21 / summary["lower_bound_us"] - 1)
-  first, second = summary["devices"]
-  assert (first["num_ops"], first["busy_time_us"]) == (3, 15)
-  assert (second["num_ops"], second["busy_time_us"]) == (1, 10)
+  assert summary.makespan_us == 21
+  assert summary.one_device.makespan_us == 25
+  assert summary.speedup == pytest.approx(25 / 21)
+  assert summary.bytes_moved == 40
+  assert summary.num_transfers == 2
+  assert summary.gap == pytest.approx(21 / summary.lower_bound_us - 1)
+  first, second = summary.devices
+  assert (first.num_ops, first.busy_time_us) == (3, 15)
+  assert (second.num_ops, second.busy_time_us) == (1, 10)
   # 500 persistent, 20 received, 20 of its own output.
-  assert second["peak_memory_bytes"] == 540
-  assert json.loads(json.dumps(summary)) == summary
+  assert second.peak_memory_bytes == 540
+  fields = json.loads(json.dumps(summary.fields()))
+  assert fields["devices"][1]["peak_memory_bytes"] == 540
+  assert not fields.keys() & {"num_rewritten", "verification"}
 
 
 def test_summary_and_report_say_what_transfers_take_of_processors():
@@ -106,11 +110,11 @@ def test_summary_and_report_say_what_transfers_take_of_processors():
   # As above; sending delays c on device 0, receiving d: b's output is there at
   # 18, received from 16.5 on.
   summary = summary_of(fork_and_join(), cluster, [0, 1, 0, 0])
-  assert summary["makespan_us"] == 21
-  assert [x["transfer_work_us"] for x in summary["devices"]] == [2.0, 2.0]
-  assert [x["busy_time_us"] for x in summary["devices"]] == [15.0, 10.0]
-  assert [x["dispatch_us"] for x in summary["devices"]] == [0.0, 1.0]
-  assert summary["one_device"]["makespan_us"] == 25
+  assert summary.makespan_us == 21
+  assert [x.transfer_work_us for x in summary.devices] == [2.0, 2.0]
+  assert [x.busy_time_us for x in summary.devices] == [15.0, 10.0]
+  assert [x.dispatch_us for x in summary.devices] == [0.0, 1.0]
+  assert summary.one_device.makespan_us == 25
   lines = report(summary).splitlines()
   (header,) = (x for x in lines if x.startswith("device "))
   assert "  transfers  dispatch  peak memory" in header
@@ -124,8 +128,8 @@ def test_summary_and_report_say_what_transfers_take_of_processors():
 def test_report_says_what_sharing_a_processor_means():
   cluster = cluster_of(BIG, BIG, processors=("p", "p"))
   summary = summary_of(fork_and_join(), cluster, [0, 1, 0, 0])
-  assert summary["num_processors"] == 1
-  assert summary["speedup"] <= 1
+  assert summary.num_processors == 1
+  assert summary.speedup <= 1
   assert (
     "note: 2 devices share one processor: no plan is faster than one device; a"
     " plan helps only if memory is short\n"
@@ -153,8 +157,8 @@ def test_report_predicts_the_step_in_tensorflows_order_too():
   # Device 0: a1 0..2, a2 2..5, b 5..6, and d starts at 7. TensorFlow runs what
   # a1 has made ready, c, before a2: b 6..7, and d starts at 8.
   summary = summary_of(graph, cluster, [0, 0, 0, 0, 1])
-  assert summary["makespan_us"] == 5 + 1 + 1 + 9
-  assert summary["unordered_makespan_us"] == 5 + 2 + 1 + 9
+  assert summary.makespan_us == 5 + 1 + 1 + 9
+  assert summary.unordered_makespan_us == 5 + 2 + 1 + 9
   assert "unordered" in report(summary)
 
 
@@ -165,7 +169,7 @@ def test_one_device_pays_for_its_dispatch():
   def one_device(dispatch_us):
     cluster = Cluster(devices, Link(1.0, 1.0, dispatch_us=dispatch_us))
     fields = summary_of(graph, cluster, [0])["one_device"]
-    return fields["name"], fields["makespan_us"]
+    return fields.name, fields.makespan_us
 
   assert one_device(0.25) == ("g", 4.5)
   assert one_device(1.0) == ("c", 5)
@@ -186,20 +190,19 @@ def test_one_device_is_the_fastest_with_enough_memory():
     )
     return summary_of(graph, Cluster(devices), [0])["one_device"]
 
-  assert one_device(100, 100)["name"] == "f"
-  assert one_device(100, 99)["name"] == "s"
+  assert one_device(100, 100).name == "f"
+  assert one_device(100, 99).name == "s"
   neither = one_device(99, 99)
-  assert (neither["name"], neither["fits"]) == ("f", False)
-  assert neither["peak_memory_bytes"] == 100
+  assert (neither.name, neither.fits) == ("f", False)
+  assert neither.peak_memory_bytes == 100
 
 
 def test_report_names_what_matters():
   cluster = cluster_of(BIG, BIG)
   planned = plan(fork_and_join(), cluster)
   summary = summary_of_plan(
-    fork_and_join(), cluster, planned, model="some/model"
+    fork_and_join(), cluster, planned, model="some/model", notes=["take note"]
   )
-  summary["notes"].append("take note")
   text = report(summary)
   assert text.startswith(
     "some/model: 4 ops in 4 groups on 2 devices, placed by"
@@ -231,8 +234,8 @@ def test_report_says_optimal_only_below_half_a_percent():
   one_op = OpGraph.build(["a"], np.array([1.0]))
   optimal = summary_of(one_op, cluster_of(BIG), [0])
   assert "optimal under the cost model" in report(optimal)
-  optimal["gap"] = 0.006
-  assert "optimal" not in report(optimal)
+  worse = dataclasses.replace(optimal, gap=0.006)
+  assert "optimal" not in report(worse)
 
 
 def test_report_says_where_one_device_is_too_small():
@@ -256,7 +259,7 @@ def test_report_of_an_infeasible_candidate_says_why():
 def test_empty_graph_is_reported():
   graph = OpGraph.build([], np.zeros(0))
   summary = summary_of(graph, cluster_of(BIG, BIG), np.zeros(0, int))
-  assert summary["speedup"] == 1.0
+  assert summary.speedup == 1.0
   assert "0 ops" in report(summary)
   assert json.loads("".join(trace_lines(*traced(graph, [])))) is not None
 
