@@ -3,8 +3,10 @@
 import argparse
 import json
 
+from baechi_tf import atomic
 from baechi_tf.cli import model_input
 from baechi_tf.cli.help import add_json
+from baechi_tf.cli.help import add_report
 from baechi_tf.cli.help import add_subparser
 from baechi_tf.cli.help import path
 from baechi_tf.cli.place import add_planner_arguments
@@ -12,9 +14,13 @@ from baechi_tf.cli.place import make_plan
 from baechi_tf.cli.place import summarize_plan
 from baechi_tf.cli.progress import Progress
 from baechi_tf.planner import BEST
+from baechi_tf.planner import Plan
 from baechi_tf.printable import printable
+from baechi_tf.reports.directory import report_output
+from baechi_tf.reports.directory import stage_report
 from baechi_tf.reports.quantities import duration
 from baechi_tf.reports.text import candidates
+from baechi_tf.simulator import Simulation
 
 _DESCRIPTION = """\
 Plans with every placer, with and without keeping co-placed ops together, and
@@ -43,6 +49,10 @@ def add_parser(subparsers) -> None:
   )
   model_input.add_cluster_arguments(parser)
   add_planner_arguments(parser)
+  add_report(parser)
+  parser.add_argument(
+    "--overwrite", action="store_true", help="replace DIR if it exists"
+  )
   add_json(parser)
   model_input.add_step_arguments(parser)
   model_input.add_rewrite_argument(parser)
@@ -53,10 +63,26 @@ def add_parser(subparsers) -> None:
 def run(args: argparse.Namespace) -> None:
   """Runs the subcommand."""
   cluster = model_input.read_devices(args)
+  output = None
+  if args.report:
+    output = report_output(args.report, args.overwrite)
+    output.check(apart_from=(args.model, args.cluster))
   with Progress() as progress:
     model = model_input.read_model(args, cluster, progress)
     planned = make_plan(args, model, cluster, BEST, progress)
   summary = summarize_plan(args, model, cluster, planned)
+  if output:
+    with atomic.publishing() as outputs:
+      stage_report(
+        outputs,
+        output,
+        summary,
+        model.graph,
+        cluster,
+        planned.simulation,
+        planned.placement,
+        _others(planned),
+      )
   seconds = {
     x.placer: planned.timings_s[f"placing with {x.placer}"]
     for x in planned.candidates
@@ -75,3 +101,12 @@ def run(args: argparse.Namespace) -> None:
   print(candidates(summary, seconds), end="")
   for note in summary.notes:
     print(f"note: {note}")
+
+
+def _others(planned: Plan) -> dict[str, Simulation]:
+  """Returns each other placer's best plan, the fastest first."""
+  best = {}
+  for x in sorted(planned.candidates, key=lambda x: x.makespan_us):
+    if x.simulation and x.placer != planned.chosen.placer:
+      best.setdefault(x.placer, x.simulation)
+  return best

@@ -85,7 +85,7 @@ _RULES = (
     "is for SavedModels that are written: there are no files to copy",
   ),
   _Rule(
-    ("simulate",),
+    ("compare", "simulate"),
     ("overwrite",),
     lambda args: not args.report,
     "is of no use without --report: nothing else is written",

@@ -63,8 +63,8 @@ def add_report(parser: argparse.ArgumentParser) -> None:
     "--report",
     metavar="DIR",
     type=path,
-    help="also write a report: a summary, a trace for Perfetto or"
-    " chrome://tracing, and the plan",
+    help="also write a report: a page for a browser, a summary, a trace for"
+    " Perfetto or chrome://tracing, and the plan",
   )
 
 

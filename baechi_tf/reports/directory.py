@@ -1,7 +1,9 @@
 """A report as a directory of files: for people, for Perfetto, for programs."""
 
 import os
+import types
 from collections.abc import Iterable
+from collections.abc import Mapping
 
 from baechi_tf import atomic
 from baechi_tf.cluster import Cluster
@@ -39,15 +41,28 @@ def stage_report(
   cluster: Cluster,
   simulation: Simulation,
   placement: Placement,
+  others: Mapping[str, Simulation] = types.MappingProxyType({}),
 ) -> None:
   """Adds a report to outputs that are published together.
+
+  Args:
+    outputs: what is published together.
+    output: the report's path.
+    summary: the figures of the plan.
+    graph: the ops and their costs.
+    cluster: the devices.
+    simulation: of the plan.
+    placement: the plan.
+    others: other plans to show beside it, by what they are called.
 
   Raises:
     OSError: it cannot be written.
   """
   with outputs.directory(output.path, output.check_replaced) as directory:
-    shown = plan_fields(graph, cluster, simulation, "the plan")
-    _write(directory, PAGE, page(graph, cluster, summary, [shown]))
+    plans = [plan_fields(graph, cluster, simulation, summary.placer or "plan")]
+    for title, other in others.items():
+      plans.append(plan_fields(graph, cluster, other, title, explained=False))
+    _write(directory, PAGE, page(graph, cluster, summary, plans))
     _write(directory, TEXT, [report(summary)])
     _write(directory, TRACE, trace_lines(graph, cluster, simulation))
     _write(directory, PLACEMENT, [placement.to_json()])

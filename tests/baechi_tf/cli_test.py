@@ -127,6 +127,24 @@ def spread(scratch):
   return ("graph.json", "plan.json", "--cluster=cluster.toml")
 
 
+def test_compare_shows_every_placers_plan_on_one_page(capsys):
+  arguments = ("graph.json", "--cluster=cluster.toml", "--report=shown")
+  assert baechi("compare", *arguments) == 0
+  with open("shown/report.html", encoding="utf-8") as file:
+    text = file.read()
+  (data,) = re.findall('id="data">(.*?)</script>', text)
+  plans = json.loads(data)["plans"]
+  titles = [x["title"] for x in plans]
+  assert len(titles) == len(set(titles)) == 5
+  steps = [x["makespan_us"] for x in plans]
+  assert steps[0] == 23
+  assert steps == sorted(steps)
+  capsys.readouterr()
+  error = complaint(capsys, "compare", *arguments)
+  assert "--overwrite" in error
+  assert baechi("compare", *arguments, "--overwrite") == 0
+
+
 def test_explain_says_what_a_move_would_do(capsys, spread):
   """a 0-10, its 20 bytes there at 13, b until 23; all here it would be 30."""
   model, plan, cluster = spread
@@ -263,7 +281,7 @@ def test_simulate_predicts_what_place_predicted(capsys):
   assert baechi("simulate", *argv, "--json", "--report=r") == 0
   assert json.loads(capsys.readouterr().out)["makespan_us"] == 23
   assert sorted(os.listdir("r")) == [
-    "placement.json", "report.txt", "trace.json",
+    "placement.json", "report.html", "report.txt", "trace.json",
   ]  # fmt: skip
 
 

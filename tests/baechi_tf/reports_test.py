@@ -435,7 +435,12 @@ def test_report_directory_is_the_same_every_time(tmp_path):
     assert is_report(str(directory))
     written.append({x.name: x.read_bytes() for x in directory.iterdir()})
   assert written[0] == written[1]
-  assert sorted(written[0]) == ["placement.json", "report.txt", "trace.json"]
+  assert sorted(written[0]) == [
+    "placement.json",
+    "report.html",
+    "report.txt",
+    "trace.json",
+  ]
 
 
 def test_directory_with_other_files_is_no_report(tmp_path):
