@@ -124,7 +124,12 @@ def test_two_processes_write_the_same_bytes(case):
     timeout=120,
   )  # fmt: skip
   written = files_of(os.path.join(first, "report"))
-  assert written.keys() == {"placement.json", "report.txt", "trace.json"}
+  assert written.keys() == {
+    "placement.json",
+    "report.html",
+    "report.txt",
+    "trace.json",
+  }
   assert files_of(os.path.join(second, "report")) == written
   written = files_of(os.path.join(first, "placed"))
   assert written.keys() >= {"saved_model.pb", "fingerprint.pb"}

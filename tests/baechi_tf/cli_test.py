@@ -181,7 +181,7 @@ def test_two_runs_write_the_same_bytes(scratch):
       == 0
     )  # fmt: skip
   assert (scratch / "x.json").read_bytes() == (scratch / "y.json").read_bytes()
-  for file in ("report.txt", "trace.json", "placement.json"):
+  for file in ("report.html", "report.txt", "trace.json", "placement.json"):
     assert (scratch / "x" / file).read_bytes() == (
       scratch / "y" / file
     ).read_bytes()

@@ -168,8 +168,8 @@ def test_one_device_pays_for_its_dispatch():
 
   def one_device(dispatch_us):
     cluster = Cluster(devices, Link(1.0, 1.0, dispatch_us=dispatch_us))
-    fields = summary_of(graph, cluster, [0])["one_device"]
-    return fields.name, fields.makespan_us
+    one = summary_of(graph, cluster, [0]).one_device
+    return one.name, one.makespan_us
 
   assert one_device(0.25) == ("g", 4.5)
   assert one_device(1.0) == ("c", 5)
@@ -188,7 +188,7 @@ def test_one_device_is_the_fastest_with_enough_memory():
       Device("s", "slow", slow_bytes),
       Device("f", "fast", fast_bytes),
     )
-    return summary_of(graph, Cluster(devices), [0])["one_device"]
+    return summary_of(graph, Cluster(devices), [0]).one_device
 
   assert one_device(100, 100).name == "f"
   assert one_device(100, 99).name == "s"
