@@ -280,10 +280,6 @@ def cluster_from_tables(tables: Mapping[str, Any]) -> Cluster:
   }
   link_table = dict(table_items(tables.get("link", {}), "link"))
   between = link_table.pop("between", [])
-  if len(devices) > 1 or link_table:
-    link = _link(link_table, "link")
-  else:
-    link = Cluster.link
   index = {device.name: i for i, device in enumerate(devices)}
   links = {}
   for i, table in enumerate(list_of(Mapping, between, "link.between")):
@@ -304,6 +300,9 @@ def cluster_from_tables(tables: Mapping[str, Any]) -> Cluster:
     for position, a in enumerate(ends):
       for b in ends[position + 1 :]:
         links[a, b] = between_these
+  link = Cluster.link
+  if link_table or len(links) < math.comb(len(devices), 2):
+    link = _link(link_table, "link")
   return Cluster(
     devices=tuple(devices),
     link=link,

@@ -144,6 +144,29 @@ def test_link_between_many_devices_joins_every_pair(tmp_path):
   assert set(read(tmp_path, text).links) == {(0, 1), (0, 2), (1, 2)}
 
 
+def test_read_cluster_needs_no_default_where_every_pair_has_its_link(tmp_path):
+  devices = """
+    [[device]]
+    name = "a"
+    memory = 1
+    [[device]]
+    name = "b"
+    memory = 1
+    [[device]]
+    name = "c"
+    memory = 1
+    [[link.between]]
+    latency_us = 2
+    bytes_per_us = 3
+  """
+  path = tmp_path / "cluster.toml"
+  path.write_text(devices + 'devices = ["a", "b", "c"]')
+  assert set(read_cluster(path).links.values()) == {Link(2.0, 3.0)}
+  path.write_text(devices + 'devices = ["a", "c"]')
+  with pytest.raises(ValueError, match="link: 'bytes_per_us' is missing"):
+    read_cluster(path)
+
+
 def test_read_cluster_one_device_needs_no_link(tmp_path):
   cluster = read(tmp_path, '[[device]]\nname = "d"\nmemory = 1\n')
   assert cluster.num_devices == 1
