@@ -18,6 +18,7 @@ from baechi_tf.event_loop import NUM_TRANSFERS
 from baechi_tf.event_loop import POLICIES
 from baechi_tf.event_loop import run_step
 from baechi_tf.op_graph import OpGraph
+from baechi_tf.placement import Placement
 from baechi_tf.schedule import new_schedule
 from baechi_tf.schedule import Step
 from baechi_tf.transfer import link_costs
@@ -157,6 +158,23 @@ def simulate(
     bytes_moved=int(size.sum()),
     memory_time_us=memory_time_us,
     memory_bytes=memory_bytes,
+  )
+
+
+def follow(
+  graph: OpGraph, cluster: Cluster, placement: Placement
+) -> Simulation:
+  """Returns the step of a placement, in its order if it has one.
+
+  Without, each device runs what is ready, as TensorFlow's executor would.
+
+  Raises:
+    ValueError: as `simulate`.
+  """
+  if placement.order is None:
+    return simulate(graph, cluster, placement.device, policy="executor")
+  return simulate(
+    graph, cluster, placement.device, policy="strict", order=placement.order
   )
 
 

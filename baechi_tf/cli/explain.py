@@ -11,11 +11,11 @@ from baechi_tf.cli.help import add_json
 from baechi_tf.cli.help import add_subparser
 from baechi_tf.cli.help import path
 from baechi_tf.cli.progress import Progress
-from baechi_tf.cli.simulate import follow
 from baechi_tf.explanation import explain
 from baechi_tf.op_graph import OpGraph
 from baechi_tf.placement import read_placement
 from baechi_tf.reports.explanation_text import explanation_text
+from baechi_tf.simulator import follow
 
 _DESCRIPTION = """\
 Says why a plan has an op where it is: which ops must share its device, what it

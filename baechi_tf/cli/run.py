@@ -3,6 +3,9 @@
 import argparse
 import json
 import os
+from collections.abc import Mapping
+from collections.abc import Sequence
+from typing import Any
 
 from baechi_tf import atomic
 from baechi_tf.cli import model_input
@@ -22,7 +25,7 @@ from baechi_tf.reports.run_report import run_fields
 from baechi_tf.reports.run_report import run_text
 from baechi_tf.reports.run_trace import run_trace_lines
 from baechi_tf.runner import start
-from baechi_tf.simulator import simulate
+from baechi_tf.simulator import follow
 
 _DESCRIPTION = """\
 Runs the step of a placed SavedModel and shows how long it takes, and what each
@@ -149,12 +152,20 @@ def run(args: argparse.Namespace) -> None:
 
     values = input_values(item, inputs)
     device_of, notes = written_plan.plan_to_run(
-      item, written_plan.written_devices(item), planned, cluster.device_names
+      item,
+      written_plan.written_devices(item),
+      planned and planned["placement"],
+      cluster.device_names,
     )
     graph, simulation = None, None
     if costs and device_of is not None:
       graph, simulation = _predict(
-        item, cluster, costs.for_values(values), device_of, progress
+        item,
+        cluster,
+        costs.for_values(values),
+        device_of,
+        planned and planned.get("order"),
+        progress,
       )
     progress("starting the processes")
     with _processes(args, cluster) as running:
@@ -216,23 +227,28 @@ def _check(args: argparse.Namespace) -> None:
     raise ValueError(f"--warmup {args.warmup} must be at least 0")
 
 
-def _read_plan(plan: str) -> dict[str, str]:
+def _read_plan(plan: str) -> dict[str, Any]:
   fields = read_json(plan)
   device_of = fields.get("placement") if isinstance(fields, dict) else None
   if not isinstance(device_of, dict):
     raise ValueError(
       f'{plan}: not a placement file: needs {{"placement": {{op: device}}}}'
     )
-  return device_of
+  return fields
 
 
 def _predict(
-  item, cluster: Cluster, costs: CostSource, device_of, progress: Progress
+  item,
+  cluster: Cluster,
+  costs: CostSource,
+  device_of: Mapping[str, str],
+  order: Sequence[str] | None,
+  progress: Progress,
 ):
-  """Returns the graph with costs and its simulated step."""
+  """Returns the graph with costs and its step, in the order if there is one."""
   from baechi_tf.pipeline import cost_item  # imports TensorFlow
 
   graph = cost_item(item, cluster, costs, progress).graph
-  placement = placement_for(graph, cluster, device_of)
+  placement = placement_for(graph, cluster, device_of, order)
   progress("simulating")
-  return graph, simulate(graph, cluster, placement.device, policy="executor")
+  return graph, follow(graph, cluster, placement)

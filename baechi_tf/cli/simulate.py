@@ -12,18 +12,14 @@ from baechi_tf.cli.help import add_report
 from baechi_tf.cli.help import add_subparser
 from baechi_tf.cli.help import path
 from baechi_tf.cli.progress import Progress
-from baechi_tf.cluster import Cluster
-from baechi_tf.op_graph import OpGraph
 from baechi_tf.peak_memory import overflow
 from baechi_tf.placement import InfeasiblePlacementError
-from baechi_tf.placement import Placement
 from baechi_tf.placement import read_placement
 from baechi_tf.reports.directory import report_output
 from baechi_tf.reports.directory import stage_report
 from baechi_tf.reports.summary import summarize
 from baechi_tf.reports.text import report
-from baechi_tf.simulator import simulate
-from baechi_tf.simulator import Simulation
+from baechi_tf.simulator import follow
 
 _DESCRIPTION = """\
 Predicts the step of a model with a given plan: a JSON file with
@@ -108,14 +104,3 @@ def run(args: argparse.Namespace) -> None:
   problem = overflow(model.graph, cluster, simulation)
   if problem:
     raise InfeasiblePlacementError(problem)
-
-
-def follow(
-  graph: OpGraph, cluster: Cluster, placement: Placement
-) -> Simulation:
-  """Returns the step of a placement, in its order if it has one."""
-  if placement.order is None:
-    return simulate(graph, cluster, placement.device, policy="executor")
-  return simulate(
-    graph, cluster, placement.device, policy="strict", order=placement.order
-  )
