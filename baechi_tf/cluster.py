@@ -121,6 +121,7 @@ class Cluster:
     channel: `half_duplex` (a device sends or receives one tensor at a time),
       `full_duplex` (sends one and receives one) or `parallel` (any number).
     device_types: properties of the types that estimates are wanted for.
+    pins: device names by regular expression: where ops must be, see `pins`.
   """
 
   devices: tuple[Device, ...]
@@ -132,6 +133,7 @@ class Cluster:
   device_types: Mapping[str, DeviceType] = dataclasses.field(
     default_factory=dict
   )
+  pins: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
   def __post_init__(self) -> None:
     if not self.devices:
@@ -269,7 +271,7 @@ def cluster_from_tables(tables: Mapping[str, Any]) -> Cluster:
     ValueError: as `read_cluster`, without the file's name.
   """
   check_keys(tables, "cluster file", {"device"}, {
-    "channel", "link", "device_type",
+    "channel", "link", "device_type", "pins",
   })  # fmt: skip
   devices = []
   for i, table in enumerate(list_of(Mapping, tables["device"], "device")):
@@ -309,7 +311,18 @@ def cluster_from_tables(tables: Mapping[str, Any]) -> Cluster:
     links=links,
     channel=tables.get("channel", "full_duplex"),
     device_types=types,
+    pins=_pins(tables.get("pins", {})),
   )
+
+
+def _pins(table: Any) -> dict[str, str]:
+  if not isinstance(table, Mapping) or not all(
+    isinstance(device, str) for device in table.values()
+  ):
+    raise ValueError(
+      'pins must be a table of "REGEX" = "DEVICE", both in quotes'
+    )
+  return dict(table)
 
 
 def _device(table: Mapping[str, Any], where: str) -> Device:

@@ -112,21 +112,25 @@ def _with_control_edges(graph: OpGraph, edges: np.ndarray) -> OpGraph:
   output -= graph.tensor_offsets[graph.tensor_op]
   output = np.where(is_data, output, CONTROL)[graph.edge_tensor]
   control = np.full(len(edges), CONTROL)
-  return OpGraph.build(
-    graph.names,
-    graph.compute_time_us,
-    device_types=graph.device_types,
-    persistent_bytes=graph.persistent_bytes,
-    temporary_bytes=graph.temporary_bytes,
-    output_op=graph.tensor_op[is_data],
-    output_bytes=graph.tensor_bytes[is_data],
-    output_is_persistent=graph.tensor_is_persistent[is_data],
-    edge_source=np.concatenate([graph.edge_source, edges[:, 0]]),
-    edge_output=np.concatenate([output, control]),
-    edge_target=np.concatenate([graph.edge_op, edges[:, 1]]),
-    group=graph.group,
-    is_input=graph.is_input,
-  ).with_order(graph.order)
+  return (
+    OpGraph.build(
+      graph.names,
+      graph.compute_time_us,
+      device_types=graph.device_types,
+      persistent_bytes=graph.persistent_bytes,
+      temporary_bytes=graph.temporary_bytes,
+      output_op=graph.tensor_op[is_data],
+      output_bytes=graph.tensor_bytes[is_data],
+      output_is_persistent=graph.tensor_is_persistent[is_data],
+      edge_source=np.concatenate([graph.edge_source, edges[:, 0]]),
+      edge_output=np.concatenate([output, control]),
+      edge_target=np.concatenate([graph.edge_op, edges[:, 1]]),
+      group=graph.group,
+      is_input=graph.is_input,
+    )
+    .with_order(graph.order)
+    .with_pins(graph.pin)
+  )
 
 
 def _priorities(graph: OpGraph) -> tuple[np.ndarray, np.ndarray]:

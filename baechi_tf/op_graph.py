@@ -18,6 +18,7 @@ from baechi_tf.limits import MAX_BYTES
 
 ANY_DEVICE_TYPE = "*"
 CONTROL = -1  # the `edge_output` of a control edge
+FREE = -1  # the `pin` of an op that may be on any device
 
 
 def _frozen(array: np.ndarray) -> np.ndarray:
@@ -87,6 +88,8 @@ class OpGraph:
       numbered by first appearance; an op without company has its own.
     is_input: bool `[n]`, the caller of the step makes the op's output: it is on
       the client, device 0, whatever else is planned.
+    pin: int64 `[n]`, the index of the device that an op must be on, or `FREE`;
+      it binds the op's whole group.
   """
 
   names: tuple[str, ...]
@@ -102,6 +105,7 @@ class OpGraph:
   edge_op: np.ndarray
   group: np.ndarray
   is_input: np.ndarray
+  pin: np.ndarray
 
   @classmethod
   def build(
@@ -222,6 +226,7 @@ class OpGraph:
       edge_op=_frozen(edges[:, 1]),
       group=_frozen(dense_groups(group, n)),
       is_input=_frozen(np.array(is_input, bool)),
+      pin=_frozen(np.full(n, FREE)),
     )
     if n and graph.depth.min() < 0:
       raise ValueError(f"the graph has a cycle: {_a_cycle(graph)}")
@@ -367,6 +372,40 @@ class OpGraph:
   def with_inputs_on_client(self, device: np.ndarray) -> np.ndarray:
     """Returns `device`, int `[n]`, with the step's inputs on device 0."""
     return np.where(self.is_on_client, 0, device)
+
+  def with_pins(self, pin: np.ndarray) -> "OpGraph":
+    """Returns the graph with other pins, int `[n]`, and the same order.
+
+    Raises:
+      ValueError: ops of one group are pinned to different devices.
+    """
+    pin = np.array(pin, np.int64)
+    _check_length("pin", pin, self.num_ops)
+    result = dataclasses.replace(self, pin=_frozen(pin)).with_order(self.order)
+    pinned = np.flatnonzero(pin != FREE)
+    split = pinned[result.group_pin[self.group[pinned]] != pin[pinned]]
+    if len(split):
+      raise ValueError(
+        f"op {self.names[split[0]]!r} is pinned to another device than an op"
+        " that must share its device"
+      )
+    return result
+
+  @functools.cached_property
+  def group_pin(self) -> np.ndarray:
+    """Int64 `[num_groups]`: the device that a pin gives a group, or `FREE`."""
+    pin = np.full(self.num_groups, FREE)
+    np.maximum.at(pin, self.group, self.pin)
+    return _frozen(pin)
+
+  @functools.cached_property
+  def fixed_device(self) -> np.ndarray:
+    """Int64 `[n]`: the device of inputs and of pinned ops, else `FREE`."""
+    return _frozen(self.with_inputs_on_client(self.group_pin[self.group]))
+
+  def with_fixed(self, device: np.ndarray) -> np.ndarray:
+    """Returns `device`, int `[n]`, with inputs and pinned ops on theirs."""
+    return np.where(self.fixed_device == FREE, device, self.fixed_device)
 
   def sum_by_group(self, values: np.ndarray) -> np.ndarray:
     """Returns the sum of `values` `[n, ...]` over each group's ops."""

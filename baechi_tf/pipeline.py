@@ -11,10 +11,12 @@ from collections.abc import Callable
 from collections.abc import Iterable
 from collections.abc import Mapping
 from collections.abc import Sequence
+from types import MappingProxyType
 
 import numpy as np
 
 from baechi_tf import atomic
+from baechi_tf import planner
 from baechi_tf.cluster import Cluster
 from baechi_tf.costed_model import CostedModel
 from baechi_tf.costed_model import CostSource
@@ -27,12 +29,16 @@ from baechi_tf.costs.profile import check_profile
 from baechi_tf.costs.profile import complete
 from baechi_tf.costs.profile import Profile
 from baechi_tf.costs.profile import read_profile
+from baechi_tf.device_choice import choose_devices
 from baechi_tf.device_rewrite import rewrite_devices
+from baechi_tf.given_plan import read_plan
 from baechi_tf.graph_files import graph_file_bytes
 from baechi_tf.graph_files import read_graph_file
 from baechi_tf.graph_import import op_graph_from_item
 from baechi_tf.graph_item import GraphItem
 from baechi_tf.graph_item import read_item
+from baechi_tf.model_devices import ignored_note
+from baechi_tf.model_devices import with_kept_devices
 from baechi_tf.order_edges import order_edges
 from baechi_tf.order_edges import OrderEdges
 from baechi_tf.output_path import OutputPath
@@ -40,8 +46,8 @@ from baechi_tf.output_path import placed_output
 from baechi_tf.planner import BEST
 from baechi_tf.planner import check_placer
 from baechi_tf.planner import default_budget
+from baechi_tf.planner import NO_SEARCH
 from baechi_tf.planner import Plan
-from baechi_tf.planner import plan
 from baechi_tf.rewrites import rewrite_step
 from baechi_tf.runner.tasks import tasks_of
 from baechi_tf.saved_model import stage_saved_model
@@ -68,6 +74,11 @@ def place(
   coplacement: bool = True,
   fusion: bool = True,
   order: bool = True,
+  pins: Mapping[str, str] = MappingProxyType({}),
+  keep_devices: bool = False,
+  only_devices: Sequence[str] = (),
+  exclude: Sequence[str] = (),
+  plan: str | os.PathLike | None = None,
   budget: Budget | None = None,
   overwrite: bool = False,
   follow_links: bool = False,
@@ -99,6 +110,13 @@ def place(
     coplacement: whether ops may be co-placed before they are placed.
     fusion: whether co-placed ops may be contracted to one.
     order: whether control edges keep the planned order of ops that take long.
+    pins: device names by regular expression; an op in whose name one is found
+      is on that device, whatever else is planned. See `docs/steering.md`.
+    keep_devices: whether ops stay on devices that they have in the model.
+    only_devices: names of the devices to plan for; empty for all.
+    exclude: names of devices to plan without.
+    plan: the path of a plan's JSON, perhaps edited by hand, that is checked and
+      written instead of a new one.
     budget: the time or placements that the search of "best" may take; default
       two seconds.
     overwrite: whether what is at `output` may be replaced by its like.
@@ -112,7 +130,8 @@ def place(
     ValueError: the model, the output, the cluster or an argument is not right,
       an argument leaves another without use, or the step does not run here.
     OSError: a file cannot be read or written.
-    InfeasiblePlacementError: no plan was found that fits the memory.
+    InfeasiblePlacementError: no plan was found that fits the memory, or the
+      given one does not.
   """
   model, output = os.fspath(model), os.fspath(output)
   tags = None if tags is None else list(tags)
@@ -123,8 +142,12 @@ def place(
     input_shapes=input_shapes,
     inputs=inputs,
   )
-  budget = default_budget(placer) if budget is None else budget
-  check_placer(placer, budget)
+  if plan is None and budget is None:
+    budget = default_budget(placer)
+  check_placer(placer, budget or NO_SEARCH)
+  if plan is not None and (placer != BEST or budget is not None):
+    raise ValueError("placer= and budget= are of no use with plan=")
+  cluster = choose_devices(cluster, only_devices, exclude, pins)
   tasks_of(cluster.device_names)  # complains of names that are not TensorFlow's
   source.check_types(cluster)
   to = placed_output(model, output, overwrite)
@@ -134,22 +157,28 @@ def place(
     model, signature=signature, fetches=fetches, tags=tags, rewrite=rewrite
   )
   costed = cost_item(item, cluster, source, progress)
-  planned = plan(
-    costed.graph,
-    cluster,
-    placer=placer,
-    coplacement=coplacement,
-    fusion=fusion,
-    order=order,
-    budget=budget,
-    progress=progress,
-  )
+  graph, notes = costed.graph, ignored_note(item)
+  if keep_devices:
+    graph, notes = with_kept_devices(graph, item, cluster)
+  arguments = {"order": order, "pins": pins, "progress": progress}
+  if plan is not None:
+    planned = read_plan(plan, graph, cluster, **arguments)
+  else:
+    planned = planner.plan(
+      graph,
+      cluster,
+      placer=placer,
+      coplacement=coplacement,
+      fusion=fusion,
+      budget=budget,
+      **arguments,
+    )
   progress("writing")
   with atomic.publishing() as outputs:
     written = stage_placed(
       outputs, model, to, item, planned, tags=tags, follow_links=follow_links
     )
-  notes = (*costed.notes, *planned.notes, *written)
+  notes = (*costed.notes, *notes, *planned.notes, *written)
   return dataclasses.replace(planned, notes=notes)
 
 

@@ -13,6 +13,7 @@ import numpy as np
 
 from baechi_tf.cluster import Cluster
 from baechi_tf.json_file import read_json
+from baechi_tf.op_graph import FREE
 from baechi_tf.op_graph import OpGraph
 
 
@@ -159,7 +160,8 @@ def check_placement(
 
   Raises:
     ValueError: an op is not placed exactly once on a device of the cluster, a
-      group is on two devices, or the order is none of this graph's.
+      group is on two devices, a pinned op is on another device than its pin's,
+      or the order is none of this graph's.
   """
   if placement.op_names != graph.names:
     raise ValueError("the placement is not of this graph's ops")
@@ -183,6 +185,15 @@ def check_placement(
       f"ops {graph.names[op]!r} and {graph.names[other]!r} must share a device"
       f" but are on {cluster.device_names[device[op]]} and"
       f" {cluster.device_names[device[other]]}"
+    )
+  fixed = graph.fixed_device
+  moved = np.flatnonzero((fixed != FREE) & (fixed != device))
+  if len(moved):
+    op = moved[0]
+    raise ValueError(
+      f"op {graph.names[op]!r} must be on {cluster.device_names[fixed[op]]},"
+      f" as a pin or an input of the step demands, but is on"
+      f" {cluster.device_names[device[op]]}"
     )
   if placement.order is not None:
     check_order(graph, placement.order)

@@ -11,6 +11,9 @@ import dataclasses
 import time
 from collections.abc import Callable
 from collections.abc import Iterator
+from collections.abc import Mapping
+from collections.abc import Sequence
+from types import MappingProxyType
 
 import numpy as np
 
@@ -26,6 +29,9 @@ from baechi_tf.compiled import FIRST_RUN
 from baechi_tf.op_graph import OpGraph
 from baechi_tf.order import ops_worth_ordering
 from baechi_tf.peak_memory import overflow
+from baechi_tf.pins import Pin
+from baechi_tf.pins import pinned_graph
+from baechi_tf.pins import shown
 from baechi_tf.placement import check_placement
 from baechi_tf.placement import InfeasiblePlacementError
 from baechi_tf.placement import Placement
@@ -89,6 +95,7 @@ class Plan:
     ordered_ops: names of the ops that control edges are to keep in order, as
       they start; none where devices run what is ready.
     num_coarse_ops: what the placers had to place, by `coplacement`.
+    pins: the pins that the plan keeps, those of the cluster first.
     notes: what a reader of the plan should know of how it was made.
     timings_s: seconds spent per stage.
   """
@@ -99,6 +106,7 @@ class Plan:
   candidates: tuple[Candidate, ...]
   ordered_ops: tuple[str, ...]
   num_coarse_ops: dict[str, int]
+  pins: tuple[Pin, ...]
   notes: tuple[str, ...]
   timings_s: dict[str, float]
 
@@ -121,13 +129,14 @@ def plan(
   coplacement: bool = True,
   fusion: bool = True,
   order: bool = True,
+  pins: Mapping[str, str] = MappingProxyType({}),
   budget: Budget = NO_SEARCH,
   progress: Callable[[str], None] = lambda stage: None,
 ) -> Plan:
   """Returns a feasible plan of `graph` on `cluster`.
 
   Args:
-    graph: the fine graph; its groups are hard constraints.
+    graph: the fine graph; its groups and pins are hard constraints.
     cluster: devices, whose memory is a limit, and links.
     placer: a name in `PLACERS`, or "best".
     coplacement: try co-placed groups. `best` tries without too, a named placer
@@ -137,6 +146,8 @@ def plan(
     order: whether the devices will run their ops in the plan's order, if it
       has ops on several; else each runs what is ready as TensorFlow's executor
       does, the placement has no order, and the prediction is for that.
+    pins: device names by regular expression; an op in whose name one is found
+      must be on that device, as those of `cluster.pins`; see `pins`.
     budget: the time or placements that the search of `best` may take. Ctrl-C
       ends the search, with the best plan so far.
     progress: called with a line before each stage, and now and then during a
@@ -146,10 +157,12 @@ def plan(
     InfeasiblePlacementError: no plan was found that fits the memory.
     LinearProgramError: `placer` is "m_sct" and its linear program failed;
       "best" leaves m_sct out then, with a note.
-    ValueError: the placer is unknown or does not search within the budget, or
-      the graph has no times for a device's type.
+    ValueError: the placer is unknown or does not search within the budget, a
+      pin is wrong or contradicts another, or the graph has no times for a
+      device's type.
   """
   check_placer(placer, budget)
+  graph, kept_pins = pinned_graph(graph, cluster, pins)
   policy = "priority" if order else "executor"
   clock = _Clock(progress)
   with clock.stage("bounds"):
@@ -200,7 +213,7 @@ def plan(
   chosen, doubt = _choose(candidates, cluster)
   notes += doubt
   if chosen.simulation is None:
-    raise InfeasiblePlacementError(_none_fits(unfit))
+    raise InfeasiblePlacementError(_none_fits(unfit) + _keeping(kept_pins))
   if order:
     best = candidates.index(chosen)
     chosen, order = _ordered_if_needed(graph, cluster, chosen)
@@ -223,7 +236,8 @@ def plan(
     if order
     else (),
     num_coarse_ops=num_coarse_ops,
-    notes=tuple(notes),
+    pins=kept_pins,
+    notes=(*(x.note for x in kept_pins), *notes),
     timings_s=clock.seconds,
   )
 
@@ -259,6 +273,15 @@ def _none_fits(unfit: list[Candidate]) -> str:
   if all(x.placer == last.placer for x in unfit):
     return last.error
   return f"no placer found a plan that fits; {last.placer}: {last.error}"
+
+
+def _keeping(pins: Sequence[Pin]) -> str:
+  """Returns what an error says of the pins that a plan would have to keep."""
+  if not pins:
+    return ""
+  return (
+    f". A plan must keep {', '.join(shown(x.regex, x.device) for x in pins)}"
+  )
 
 
 def _merged(graph: OpGraph, coarse: OpGraph) -> str:
@@ -311,7 +334,7 @@ def _try(graph, cluster, placer, coarse, policy, clock):
     except InfeasiblePlacementError as infeasible:
       error = error or f"{infeasible}{_merged(graph, coarse.graph)}"
       return None, error, device
-    device = graph.with_inputs_on_client(placement.device[coarse.coarse_op])
+    device = graph.with_fixed(placement.device[coarse.coarse_op])
     with clock.stage("simulating"):
       simulation = simulate(graph, cluster, device, policy=policy)
     error = overflow(graph, cluster, simulation)
@@ -366,7 +389,7 @@ def _search(
 ):
   """Returns the candidate that the search finds, and a note on its gain."""
   single = [
-    graph.with_inputs_on_client(np.full(graph.num_ops, k))
+    graph.with_fixed(np.full(graph.num_ops, k))
     for k in range(cluster.num_devices)
   ]
   found = search(

@@ -5,6 +5,7 @@ import dataclasses
 from baechi_tf.bounds import trial
 from baechi_tf.bounds.relaxations import LowerBound
 from baechi_tf.bounds.relaxations import relaxed_bound
+from baechi_tf.bounds.relaxations import with_pins_grouped
 from baechi_tf.cluster import Cluster
 from baechi_tf.op_graph import OpGraph
 
@@ -15,7 +16,8 @@ def lower_bound(
   """Returns a makespan that no placement and no order of ops can beat.
 
   Args:
-    graph: the ops and their costs; the step's inputs are on the first device.
+    graph: the ops and their costs; the step's inputs are on the first device,
+      pinned ops on theirs.
     cluster: the devices and links.
     makespan_us: a makespan that can be reached: a plan's. The bound is no
       larger, and is that makespan if nothing faster is found to be possible;
@@ -29,7 +31,9 @@ def lower_bound(
     return bound
   if not 1 < cluster.num_devices <= trial.MOST_DEVICES:
     return bound
-  us, cases = trial.largest_refuted(graph, cluster, bound.us, makespan_us)
+  us, cases = trial.largest_refuted(
+    with_pins_grouped(graph), cluster, bound.us, makespan_us
+  )
   if not cases:
     return dataclasses.replace(bound, us=us)  # perhaps in whole microseconds
   return LowerBound(us, "trial makespan", _witness(cases))

@@ -13,6 +13,8 @@ import numpy as np
 
 from baechi_tf.cluster import Cluster
 from baechi_tf.compiled import compiled
+from baechi_tf.op_graph import dense_groups
+from baechi_tf.op_graph import FREE
 from baechi_tf.op_graph import OpGraph
 
 # An op's predecessors beyond this many tighten its head too little to be worth
@@ -49,17 +51,30 @@ def relaxed_bound(graph: OpGraph, cluster: Cluster) -> LowerBound:
   """
   if graph.num_ops == 0:
     return LowerBound(0.0, "longest path", "no ops")
-  times = graph.times_on(cluster.types)
+  graph = with_pins_grouped(graph)
+  pin = graph.group_pin[graph.group][:, None]
+  elsewhere = (pin != FREE) & (pin != np.arange(cluster.num_devices))
+  times = np.where(elsewhere, np.inf, graph.times_on(cluster.types))
   fastest = np.ascontiguousarray(times.min(axis=1))
   heads, first_ops = _path_heads(graph, fastest)
   tails, _ = _path_tails(graph, fastest)
   bounds = [
     _longest_path(graph, heads, first_ops),
-    _total_work(cluster, times),
+    _total_work(graph, cluster, times),
     _serial_group(graph, cluster, times, heads, tails),
     _communication_aware(graph, cluster, fastest),
   ]
   return max(bounds, key=lambda bound: bound.us)
+
+
+def with_pins_grouped(graph: OpGraph) -> OpGraph:
+  """Returns the graph with all ops that are pinned to one device as a group."""
+  pin = graph.group_pin[graph.group]
+  if (pin == FREE).all():
+    return graph
+  label = np.where(pin == FREE, graph.group, graph.num_groups + pin)
+  group = dense_groups(label, graph.num_ops)
+  return dataclasses.replace(graph, group=group).with_order(graph.order)
 
 
 def _longest_path(graph, heads, first_ops) -> LowerBound:
@@ -77,7 +92,7 @@ def _first_largest(graph, values) -> int:
   return int(graph.order[np.argmax(values[graph.order])])
 
 
-def _total_work(cluster, times) -> LowerBound:
+def _total_work(graph, cluster, times) -> LowerBound:
   """LB1: total work over total speed of the processors.
 
   For any weights y >= 0, the ops take at least `W = sum_i min_p y_p t_ip` of
@@ -85,17 +100,21 @@ def _total_work(cluster, times) -> LowerBound:
   of processor p. That time ends with the makespan T; on a processor whose
   devices are all dispatched to, it begins `d_p` later and ends `d_p` earlier.
   So `W <= sum_p y_p max(0, T - 2 d_p)`. Weights are equal, or in proportion to
-  the speeds, which gives work over total speed when speeds are uniform.
+  the speeds, which gives work over total speed when speeds are uniform. A
+  pinned op takes for ever elsewhere, which says nothing of speeds.
   """
   num_processors = cluster.num_processors
   on = [cluster.processor == p for p in range(num_processors)]
-  times = np.stack([times[:, devices].min(axis=1) for devices in on], axis=1)
+  unpinned, times = (
+    np.stack([x[:, devices].min(axis=1) for devices in on], axis=1)
+    for x in (graph.times_on(cluster.types), times)
+  )
   overhead_us = 2 * np.array([cluster.dispatch_us[x].min() for x in on])
   # Exact sums: the bound neither depends on how the ops were listed, nor ends
   # up above a perfectly balanced plan for want of a digit.
   work = math.fsum(times.min(axis=1))
   bound = _least_span(work, np.ones(num_processors), overhead_us)
-  totals = np.array([math.fsum(column) for column in times.T])
+  totals = np.array([math.fsum(column) for column in unpinned.T])
   if (totals > 0).all():
     speeds = totals.min() / totals
     weighted = math.fsum((times * speeds).min(axis=1))

@@ -20,6 +20,7 @@ from baechi_tf.bounds.relaxations import cheapest_transfers
 from baechi_tf.cluster import Cluster
 from baechi_tf.compiled import compiled
 from baechi_tf.compiled import compiled_inner
+from baechi_tf.op_graph import FREE
 from baechi_tf.op_graph import offsets_of
 from baechi_tf.op_graph import OpGraph
 
@@ -178,8 +179,9 @@ def _cases(graph, cluster, x) -> Cases:
     tail=np.zeros((slots, n)),
   )
   cases.cluster[0] = first[group]
+  fixed = graph.fixed_device[graph.order]
   cases.allowed[0] = np.where(
-    graph.is_on_client[graph.order], 1, (1 << cluster.num_devices) - 1
+    fixed == FREE, (1 << cluster.num_devices) - 1, 1 << np.maximum(fixed, 0)
   )
   cases.above[0] = above
   return cases

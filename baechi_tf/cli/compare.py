@@ -5,6 +5,7 @@ import json
 
 from baechi_tf import atomic
 from baechi_tf.cli import model_input
+from baechi_tf.cli import steering
 from baechi_tf.cli.help import add_json
 from baechi_tf.cli.help import add_report
 from baechi_tf.cli.help import add_subparser
@@ -53,6 +54,7 @@ def add_parser(subparsers) -> None:
   parser.add_argument(
     "--overwrite", action="store_true", help="replace DIR if it exists"
   )
+  steering.add_steering_arguments(parser)
   add_json(parser)
   model_input.add_step_arguments(parser)
   model_input.add_rewrite_argument(parser)
@@ -62,13 +64,14 @@ def add_parser(subparsers) -> None:
 
 def run(args: argparse.Namespace) -> None:
   """Runs the subcommand."""
-  cluster = model_input.read_devices(args)
+  cluster = steering.chosen_devices(args, model_input.read_devices(args))
   output = None
   if args.report:
     output = report_output(args.report, args.overwrite)
     output.check(apart_from=(args.model, args.cluster))
   with Progress() as progress:
     model = model_input.read_model(args, cluster, progress)
+    model = steering.with_devices(args, model, cluster)
     planned = make_plan(args, model, cluster, BEST, progress)
   summary = summarize_plan(args, model, cluster, planned)
   if output:

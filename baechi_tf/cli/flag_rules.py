@@ -37,10 +37,23 @@ _RULES = (
   _Rule(
     (*_PREDICTING, "inspect"),
     ("signature", "fetch", "tags", "no_rewrite", "profile", "estimate",
-     "batch_size", "input_shape", "inputs"),
+     "batch_size", "input_shape", "inputs", "keep_devices"),
     lambda args: is_cost_graph(args.model),
     "is for TensorFlow models; {model} is a cost graph, which has its costs in"
     " it",
+  ),
+  _Rule(
+    ("place",),
+    ("search_seconds", "search_evaluations", "search_seed", "no_coplacement",
+     "no_fusion", "verify"),
+    lambda args: bool(args.plan),
+    "is for planning: --plan gives a plan",
+  ),
+  _Rule(
+    ("place",),
+    ("placer",),
+    lambda args: bool(args.plan) and args.placer != BEST,
+    "is for planning: --plan gives a plan",
   ),
   _Rule(
     ("place",),

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 from baechi_tf import atomic
 from baechi_tf.cli import model_input
+from baechi_tf.cli import steering
 from baechi_tf.cli import verification
 from baechi_tf.cli.help import add_json
 from baechi_tf.cli.help import add_network
@@ -16,6 +17,8 @@ from baechi_tf.cli.help import path
 from baechi_tf.cli.progress import Progress
 from baechi_tf.cluster import Cluster
 from baechi_tf.costed_model import CostedModel
+from baechi_tf.given_plan import GIVEN
+from baechi_tf.given_plan import read_plan
 from baechi_tf.output_path import file_output
 from baechi_tf.output_path import placed_output
 from baechi_tf.placers import PLACERS
@@ -46,6 +49,7 @@ _EXAMPLE = """\
 baechi place model/ placed/ --cluster configs/clusters/2_cpus.toml \\
     --signature train --batch-size 32 --report report/
 baechi place costs.json plan.json --cluster cluster.toml
+baechi place model/ placed/ --cluster two.toml --plan edited_plan.json
 """
 _MODEL, _PLAN = "model", "plan"
 
@@ -77,6 +81,14 @@ def add_parser(subparsers) -> None:
     " searches on from their plans and keeps the best plan that fits",
   )
   _add_search_arguments(parser)
+  parser.add_argument(
+    "--plan",
+    metavar="PLAN",
+    type=path,
+    help="a plan's JSON, perhaps edited by hand: check it, predict its step and"
+    " write the model with its devices, instead of planning",
+  )
+  steering.add_steering_arguments(parser)
   parser.add_argument(
     "--emit",
     choices=[_MODEL, _PLAN],
@@ -182,7 +194,7 @@ def make_plan(
   """Returns the plan that the arguments ask for.
 
   Args:
-    args: with what `add_planner_arguments` adds.
+    args: with what `add_planner_arguments` and `add_steering_arguments` add.
     model: the model and its costs.
     cluster: the devices.
     placer: its name, or "best".
@@ -200,6 +212,7 @@ def make_plan(
     coplacement=args.coplacement,
     fusion=args.fusion,
     order=args.order,
+    pins=steering.pins_of(args),
     budget=budget if placer == BEST else NO_SEARCH,
     progress=progress,
   )
@@ -214,7 +227,7 @@ def summarize_plan(
   notes: Sequence[str] = (),
   verification: Verification | None = None,
 ) -> Summary:
-  """Returns the figures of a plan that `make_plan` made.
+  """Returns the figures of a plan, made by `make_plan` or given.
 
   Args:
     args: with `model`, what the user calls it.
@@ -224,15 +237,17 @@ def summarize_plan(
     notes: what a reader should know beside what model and plan say.
     verification: the plans that were run, if any was to be.
   """
+  is_given = planned.chosen.placer == GIVEN
   return summarize(
     model.graph,
     cluster,
     planned.simulation,
     planned.bound,
     model=args.model,
-    chosen=planned.chosen,
-    candidates=planned.candidates,
+    chosen=None if is_given else planned.chosen,
+    candidates=() if is_given else planned.candidates,
     coverage=model.coverage,
+    pins=planned.pins,
     notes=(*model.notes, *planned.notes, *notes),
     num_rewritten=model.num_rewritten,
     verification=verification,
@@ -242,7 +257,9 @@ def summarize_plan(
 def run(args: argparse.Namespace) -> None:
   """Runs the subcommand."""
   budget = _budget(args)
-  cluster = model_input.read_devices(args)
+  cluster = steering.chosen_devices(args, model_input.read_devices(args))
+  if args.plan:
+    os.stat(args.plan)  # complains, if so, before the work
   if args.emit == _MODEL and model_input.is_cost_graph(args.model):
     raise ValueError(
       f"{args.model} is a cost graph, of which there is no model to write; use"
@@ -260,7 +277,8 @@ def run(args: argparse.Namespace) -> None:
     report_to.check(apart_from=(*_inputs(args), args.output))
   with Progress() as progress:
     model = model_input.read_model(args, cluster, progress)
-    planned = make_plan(args, model, cluster, args.placer, progress, budget)
+    model = steering.with_devices(args, model, cluster)
+    planned = _planned(args, model, cluster, progress, budget)
     ran = None
     if args.verify:
       model, cluster, planned, ran = verification.verified(
@@ -313,6 +331,20 @@ def _stage(args, outputs, output, model: CostedModel, planned: Plan):
   )
 
 
+def _planned(args, model, cluster, progress, budget) -> Plan:
+  """Returns the plan that is asked for, or the given one."""
+  if not args.plan:
+    return make_plan(args, model, cluster, args.placer, progress, budget)
+  return read_plan(
+    args.plan,
+    model.graph,
+    cluster,
+    order=args.order,
+    pins=steering.pins_of(args),
+    progress=progress,
+  )
+
+
 def emits_plan(args: argparse.Namespace) -> bool:
   """Whether OUT is a plan alone, not a model."""
   if args.emit is None:
@@ -322,7 +354,7 @@ def emits_plan(args: argparse.Namespace) -> bool:
 
 def _inputs(args: argparse.Namespace) -> tuple[str, ...]:
   """Returns the paths that output must not replace."""
-  files = [args.cluster, args.profile, args.inputs]
+  files = [args.cluster, args.profile, args.inputs, args.plan]
   return (args.model, *(x for x in files if x and not os.path.isdir(x)))
 
 
@@ -342,6 +374,7 @@ def _text(args, summary: Summary, seconds: float) -> str:
   written = [args.output, *([args.report] if args.report else [])]
   lines = [f"planned in {seconds:.2f} s"]
   if summary.verification:
-    lines = [verification.story(summary.verification), *lines]
+    is_pinned = bool(summary.pins) or args.keep_devices
+    lines = [verification.story(summary.verification, is_pinned), *lines]
   lines += [f"wrote {x}" for x in printable(written)]
   return report(summary) + "\n".join(lines)

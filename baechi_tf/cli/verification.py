@@ -122,8 +122,13 @@ def _summary(attempts: tuple[Attempt, ...], chosen: Plan) -> Verification:
   )
 
 
-def story(verification: Verification) -> str:
-  """Returns what was run and decided, a line each."""
+def story(verification: Verification, is_pinned: bool) -> str:
+  """Returns what was run and decided, a line each.
+
+  Args:
+    verification: the plans that were run.
+    is_pinned: whether pins hold ops, which then stay apart from the others.
+  """
   lines = []
   attempts = verification.attempts
   if not attempts:
@@ -146,5 +151,6 @@ def story(verification: Verification) -> str:
         )
     lines.append(line)
   if attempts and verification.chosen is None:
-    lines.append("no plan was faster: all ops are on one device")
+    what = "all that is not pinned is" if is_pinned else "all ops are"
+    lines.append(f"no plan was faster: {what} on one device")
   return "\n".join(lines)

@@ -13,6 +13,7 @@ import numpy as np
 
 from baechi_tf.compiled import compiled
 from baechi_tf.op_graph import dense_groups
+from baechi_tf.op_graph import FREE
 from baechi_tf.op_graph import OpGraph
 
 _TAPE = "gradient_tape/"  # tf.GradientTape
@@ -30,20 +31,26 @@ def coplacement_groups(
     graph: the ops.
     max_group_bytes: no two groups are merged if all memory of their ops, were
       it held at once, would exceed this; None for no limit. Single consumers
-      are merged before gradients, each in topological order.
+      are merged before gradients, each in topological order. Groups that are
+      pinned to different devices stay apart.
   """
   if max_group_bytes is None:
     max_group_bytes = np.iinfo(np.int64).max
   pairs = np.concatenate([single_consumers(graph), gradient_pairs(graph)])
   merged = _merge_within(
-    graph.group[pairs], graph.group_memory_bytes, max_group_bytes
+    graph.group[pairs],
+    graph.group_memory_bytes,
+    graph.group_pin.copy(),
+    max_group_bytes,
   )
   return dense_groups(merged[graph.group], graph.num_ops)
 
 
 @compiled
-def _merge_within(pairs, group_bytes, max_group_bytes):
+def _merge_within(pairs, group_bytes, pin, max_group_bytes):
   """Merges the groups of each pair in turn, if the sum stays within the limit.
+
+  And unless they are pinned to different devices; `pin` is overwritten.
 
   Returns a label for each group (union-find with path halving).
   """
@@ -57,8 +64,11 @@ def _merge_within(pairs, group_bytes, max_group_bytes):
     while parent[b] != b:
       parent[b] = parent[parent[b]]
       b = parent[b]
-    if a != b and merged_bytes[a] + merged_bytes[b] <= max_group_bytes:
+    can_share = pin[a] == FREE or pin[b] == FREE or pin[a] == pin[b]
+    within = merged_bytes[a] + merged_bytes[b] <= max_group_bytes
+    if a != b and can_share and within:
       parent[b] = a
+      pin[a] = max(pin[a], pin[b])
       merged_bytes[a] += merged_bytes[b]
   for group in range(len(parent)):
     root = group

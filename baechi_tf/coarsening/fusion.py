@@ -12,6 +12,7 @@ from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
 from baechi_tf.compiled import compiled
+from baechi_tf.op_graph import FREE
 from baechi_tf.op_graph import offsets_of
 from baechi_tf.op_graph import OpGraph
 
@@ -107,6 +108,8 @@ def _coarse_graph(graph, group, coarse_op, num_coarse) -> OpGraph:
   np.add.at(times, coarse_op[sequence], graph.compute_time_us[sequence])
   group_of = np.empty(num_coarse, np.int64)
   group_of[coarse_op] = group
+  pin = np.full(num_coarse, FREE)
+  np.maximum.at(pin, coarse_op, graph.pin)
   return OpGraph.build(
     [graph.names[op] for op in first_op.tolist()],
     times,
@@ -124,7 +127,7 @@ def _coarse_graph(graph, group, coarse_op, num_coarse) -> OpGraph:
     edge_output=number[graph.edge_tensor[leaves]],
     edge_target=target[leaves],
     group=group_of,
-  )
+  ).with_pins(pin)
 
 
 def _internal_lifetimes(graph, coarse_op, sequence, outward):

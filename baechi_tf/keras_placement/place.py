@@ -2,6 +2,8 @@
 
 import dataclasses
 import os
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any
 
 import keras
@@ -43,6 +45,7 @@ def place_keras(
   coplacement: bool = True,
   fusion: bool = True,
   order: bool = True,
+  pins: Mapping[str, str] = MappingProxyType({}),
   budget: Budget | None = None,
   progress: Progress = lambda stage: None,
 ) -> Plan:
@@ -72,6 +75,10 @@ def place_keras(
     coplacement: whether ops may be co-placed before they are placed.
     fusion: whether co-placed ops may be contracted to one.
     order: whether control edges keep the planned order of ops that take long.
+    pins: device names by the path or name of a layer, such as
+      "encoder/embedding", or by a regular expression that is found in names of
+      ops; these are on that device with the layer's variables, whatever else
+      is planned. See `docs/steering.md`.
     budget: the time or placements that the search of "best" may take; default
       two seconds.
     progress: called with a line before each stage, and during long ones.
@@ -106,6 +113,7 @@ def place_keras(
     cluster=cluster,
     source=source,
     order=order,
+    pins=pins,
     arguments={
       "placer": placer,
       "coplacement": coplacement,

@@ -12,6 +12,7 @@ import tensorflow as tf
 from baechi_tf.cluster import Cluster
 from baechi_tf.costed_model import CostSource
 from baechi_tf.graph_item import GraphItem
+from baechi_tf.keras_placement.layer_pins import op_pins
 from baechi_tf.keras_placement.micro_batches import check_divisible
 from baechi_tf.keras_placement.micro_batches import micro_batched
 from baechi_tf.keras_placement.micro_batches import notes_of
@@ -56,6 +57,7 @@ class Planner:
     cluster: the devices.
     source: where costs come from.
     order: whether control edges keep the planned order.
+    pins: device names by layer path or by regular expression of op names.
     arguments: more arguments of `planner.plan`.
     progress: called with a line before each stage.
   """
@@ -67,6 +69,7 @@ class Planner:
   cluster: Cluster
   source: CostSource
   order: bool
+  pins: Mapping[str, str]
   arguments: Mapping[str, Any]
   progress: Progress
 
@@ -124,6 +127,7 @@ class Planner:
       costed.graph,
       self.cluster,
       order=self.order,
+      pins=op_pins(self.model, graph, self.pins),
       progress=self.progress,
       **self.arguments,
     )

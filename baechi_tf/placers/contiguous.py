@@ -5,10 +5,13 @@ device so that the longest stretch is as short as it can be while each fits its
 device. Communication plays no part.
 """
 
+import dataclasses
+
 import numpy as np
 
 from baechi_tf.cluster import Cluster
 from baechi_tf.compiled import compiled
+from baechi_tf.op_graph import FREE
 from baechi_tf.op_graph import offsets_of
 from baechi_tf.op_graph import OpGraph
 from baechi_tf.placement import InfeasiblePlacementError
@@ -29,10 +32,11 @@ def place(
 
   A stretch's memory is what its ops would use if the whole step ran in
   topological order. Optimal for devices of equal speed and memory; devices
-  that differ are filled in the order in which the cluster lists them.
+  that differ are filled in the order in which the cluster lists them. Pinned
+  groups are in no stretch: their time and the most that they hold come first.
 
   Args:
-    graph: the ops to place; groups are hard constraints.
+    graph: the ops to place; groups and pins are hard constraints.
     cluster: the devices, whose memory is a limit.
     progress: not called, because this takes no time to speak of.
 
@@ -41,6 +45,14 @@ def place(
     ValueError: the graph has no times for a device's type.
   """
   sequence, offsets = groups_in_order(graph)
+  pin = graph.group_pin[graph.group]
+  room = cluster.memory_bytes - _pinned_bytes(graph, cluster, sequence)
+  pinned_us = np.bincount(
+    pin[pin != FREE],
+    graph.times_on(cluster.types)[pin != FREE, pin[pin != FREE]],
+    cluster.num_devices,
+  )
+  graph = _only(graph, pin == FREE)
   freed = _freed_after(graph, sequence)
   times = graph.times_on(cluster.types)[sequence]
   arrays = (
@@ -50,14 +62,16 @@ def place(
     graph.temporary_bytes[sequence],
     graph.output_held_bytes[sequence],
     *freed,
-    cluster.memory_bytes,
+    room,
+    pinned_us,
+    pin[sequence[offsets[:-1]]] != FREE,
   )
   best, stopped = _fill(np.inf, *arrays)
   if stopped >= 0:
     raise InfeasiblePlacementError(
-      _why_not(graph, cluster, sequence, offsets, freed, best, stopped)
+      _why_not(graph, cluster, sequence, offsets, freed, room, best, stopped)
     )
-  low, high = 0.0, float(times.sum(axis=0).max(initial=0.0))
+  low, high = 0.0, float((times.sum(axis=0) + pinned_us).max(initial=0.0))
   for _ in range(_BISECTIONS):
     limit = (low + high) / 2
     trial, stopped = _fill(limit, *arrays)
@@ -67,7 +81,33 @@ def place(
       low = limit
   device = np.empty(graph.num_ops, np.int64)
   device[sequence] = best
+  device = np.where(pin == FREE, device, pin)
   return Placement(graph.names, cluster.device_names, device)
+
+
+def _only(graph: OpGraph, counts: np.ndarray) -> OpGraph:
+  """Returns the graph in which ops cost nothing unless `counts`, bool `[n]`."""
+  if counts.all():
+    return graph
+  costless = dataclasses.replace(
+    graph,
+    compute_time_us=graph.compute_time_us * counts[:, None],
+    persistent_bytes=graph.persistent_bytes * counts,
+    temporary_bytes=graph.temporary_bytes * counts,
+    tensor_bytes=graph.tensor_bytes * counts[graph.tensor_op],
+  )
+  return costless.with_order(graph.order)
+
+
+def _pinned_bytes(graph, cluster, sequence) -> np.ndarray:
+  """Returns int64 `[D]`: the most that pinned ops hold, run in sequence."""
+  pin = graph.group_pin[graph.group]
+  most = np.zeros(cluster.num_devices, np.int64)
+  for k in np.unique(pin[pin != FREE]).tolist():
+    here = _only(graph, pin == k)
+    needed, _ = _stretch_memory(here, sequence, 0, _freed_after(here, sequence))
+    most[k] = sum(needed.values())
+  return most
 
 
 def _freed_after(graph, sequence):
@@ -89,7 +129,9 @@ def _freed_after(graph, sequence):
   )
 
 
-def _why_not(graph, cluster, sequence, offsets, freed, device, stopped) -> str:
+def _why_not(
+  graph, cluster, sequence, offsets, freed, room, device, stopped
+) -> str:
   """Returns what each device lacks for the group that was left over.
 
   The device that was being filled would have to add it to its stretch, those
@@ -106,9 +148,7 @@ def _why_not(graph, cluster, sequence, offsets, freed, device, stopped) -> str:
     if k == current and first:
       begin = np.flatnonzero(device[:first] == k)[0]
     needed, at = _stretch_memory(graph, sequence[begin:end], begin, freed)
-    shortages.append(
-      Shortage(k, needed, int(cluster.memory_bytes[k]), at_op=graph.names[at])
-    )
+    shortages.append(Shortage(k, needed, int(room[k]), at_op=graph.names[at]))
   return op_fits_nowhere(graph, cluster, int(sequence[first]), shortages)
 
 
@@ -142,8 +182,12 @@ def _fill(
   freed_made,
   freed_bytes,
   memory,
+  pinned_us,
+  is_pinned,
 ):
   """Fills device after device, none for longer than `limit`.
+
+  Pinned groups cost nothing here: they join any stretch.
 
   Returns the device of each position, and the first group that was left over
   (-1: none was).
@@ -152,7 +196,7 @@ def _fill(
   device = np.zeros(len(persistent), np.int64)
   k = 0
   begin = 0  # first position of the stretch
-  busy, held, live, peak = 0.0, 0, 0, 0
+  busy, held, live, peak = pinned_us[0], 0, 0, 0
   group = 0
   while group < num_groups:
     first, last = offsets[group], offsets[group + 1]
@@ -165,7 +209,8 @@ def _fill(
       for j in range(freed_offsets[i], freed_offsets[i + 1]):
         if freed_made[j] >= begin:
           new_live -= freed_bytes[j]
-    if new_busy <= limit and new_held + new_peak <= memory[k]:
+    fits = new_busy <= limit and new_held + new_peak <= memory[k]
+    if is_pinned[group] or fits:
       busy, held, live, peak = new_busy, new_held, new_live, new_peak
       device[first:last] = k
       group += 1
@@ -174,5 +219,5 @@ def _fill(
     if k == len(memory):
       return device, group
     begin = first
-    busy, held, live, peak = 0.0, 0, 0, 0
+    busy, held, live, peak = pinned_us[k], 0, 0, 0
   return device, -1

@@ -11,6 +11,7 @@ import numpy as np
 
 from baechi_tf.compiled import compiled
 from baechi_tf.compiled import inlined
+from baechi_tf.op_graph import FREE
 from baechi_tf.op_graph import offsets_of
 from baechi_tf.op_graph import OpGraph
 
@@ -43,13 +44,15 @@ def find_families(graph: OpGraph) -> Families:
   """Returns the families of a graph.
 
   An op that must share its device with others is a family by itself: where it
-  may run changes when the first of them is placed.
+  may run changes when the first of them is placed. So is a pinned op, which may
+  not run where the rest of its family may.
   """
   label = _same_inputs(
     graph.num_ops, graph.consumer_offsets, graph.edge_op, len(graph.edge_op)
   )
   sizes = np.bincount(graph.group, minlength=graph.num_groups)
-  grouped = np.flatnonzero(sizes[graph.group] > 1)
+  alone = (sizes > 1) | (graph.group_pin != FREE)
+  grouped = np.flatnonzero(alone[graph.group])
   label[grouped] = len(graph.edge_op) + 1 + np.arange(len(grouped))
   _, of_op = np.unique(label, return_inverse=True)
   num_families = int(of_op.max(initial=-1)) + 1

@@ -101,7 +101,9 @@ def _why_not(graph, cluster, p, s) -> str:
   shortages = []
   for k in range(cluster.num_devices):
     if where not in (NONE, k):
-      reason = f"its group is on {cluster.device_names[where]}"
+      pinned = p.group_pin[p.group[op]] != NONE
+      reason = "it is pinned to" if pinned else "its group is on"
+      reason += f" {cluster.device_names[where]}"
       shortages.append(Shortage(k, excluded=reason))
       continue
     needed = _needed_by_kind(graph, p, s, op, k)

@@ -45,6 +45,7 @@ class Problem(NamedTuple):
   group: np.ndarray
   group_offsets: np.ndarray
   group_members: np.ndarray
+  group_pin: np.ndarray  # device, or NONE
   group_persistent: np.ndarray
   group_working: np.ndarray
   family: np.ndarray  # [n], and the rest of Families' arrays
@@ -138,6 +139,7 @@ def new_problem(
     group=graph.group,
     group_offsets=offsets_of(graph.group, graph.num_groups),
     group_members=members,
+    group_pin=graph.group_pin,
     group_persistent=graph.group_persistent_bytes,
     group_working=graph.group_working_bytes,
     family=families.of_op,
@@ -158,18 +160,24 @@ def new_problem(
 
 
 def new_state(p: Problem) -> State:
-  """Returns the state in which nothing has been placed."""
+  """Returns the state in which nothing has been placed.
+
+  Devices hold the persistent bytes of what is pinned to them from the start.
+  """
   num_ops, num_devices = p.times.shape
   num_tensors = len(p.tensor_op)
   num_edges = len(p.edge_op)
   num_families = len(p.family_offsets) - 1
   send_free = np.zeros(num_devices)
   half = p.links.channel == HALF_DUPLEX
+  reserved = np.zeros(num_devices, np.int64)
+  pinned = p.group_pin != NONE
+  np.add.at(reserved, p.group_pin[pinned], p.group_persistent[pinned])
   return State(
     device=np.full(num_ops, NONE, np.int64),
     is_ready=np.zeros(num_ops, bool),
     finish=np.zeros(num_ops),
-    group_device=np.full(len(p.group_persistent), NONE, np.int64),
+    group_device=p.group_pin.copy(),
     device_free=p.dispatch_us.copy(),
     processor_free=np.zeros(num_devices),
     send_free=send_free,
@@ -178,7 +186,7 @@ def new_state(p: Problem) -> State:
     last_use=np.zeros((num_tensors, num_devices)),
     unplaced_parents=np.diff(p.input_offsets),
     unplaced_consumers=np.diff(p.consumer_offsets),
-    reserved=np.zeros(num_devices, np.int64),
+    reserved=reserved,
     live=np.zeros(num_devices, np.int64),
     next_unplaced=np.arange(num_ops + 1),
     log_source=np.empty(num_edges, np.int64),

@@ -3,6 +3,7 @@
 import numpy as np
 
 from baechi_tf.cluster import Cluster
+from baechi_tf.op_graph import FREE
 from baechi_tf.op_graph import OpGraph
 from baechi_tf.placement import InfeasiblePlacementError
 from baechi_tf.placement import Placement
@@ -19,10 +20,11 @@ def place(
   """Returns the m-TOPO placement: fills one device after the other.
 
   An op's memory is all of it: persistent, temporary and outputs. A group goes
-  where its first op goes, so it is the unit that must fit under the cap.
+  where its first op goes, so it is the unit that must fit under the cap. What
+  is pinned takes its memory first, whatever the cap.
 
   Args:
-    graph: the ops to place; groups are hard constraints.
+    graph: the ops to place; groups and pins are hard constraints.
     cluster: the devices, whose memory is a limit.
     progress: not called, because this takes no time to speak of.
 
@@ -33,12 +35,16 @@ def place(
   cap = int(group_memory.sum()) // cluster.num_devices
   cap += int(group_memory.max(initial=0))
   room = np.minimum(cluster.memory_bytes, cap)
+  is_pinned = graph.group_pin != FREE
+  np.subtract.at(room, graph.group_pin[is_pinned], group_memory[is_pinned])
 
-  group_device = np.empty(graph.num_groups, np.int64)
+  group_device = graph.group_pin.copy()
   k = 0
   sequence, offsets = groups_in_order(graph)
   for op in sequence[offsets[:-1]].tolist():
     group = graph.group[op]
+    if is_pinned[group]:
+      continue
     while group_memory[group] > room[k]:
       k += 1
       if k == cluster.num_devices:

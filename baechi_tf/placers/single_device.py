@@ -5,6 +5,7 @@ import dataclasses
 import numpy as np
 
 from baechi_tf.cluster import Cluster
+from baechi_tf.op_graph import FREE
 from baechi_tf.op_graph import OpGraph
 from baechi_tf.peak_memory import shortage_at_peak
 from baechi_tf.placement import InfeasiblePlacementError
@@ -29,10 +30,11 @@ def place(
 ) -> Placement:
   """Returns the placement on the fastest device that can hold the step.
 
-  Ties go to the lower device.
+  Pinned ops are on their devices, all others on that one. Ties go to the lower
+  device.
 
   Args:
-    graph: the ops to place; groups are hard constraints.
+    graph: the ops to place; groups and pins are hard constraints.
     cluster: the devices, whose memory is a limit.
     progress: not called, because this takes no time to speak of.
 
@@ -41,6 +43,8 @@ def place(
       need, and at which op.
     ValueError: the graph has no times for a device's type.
   """
+  if (graph.group_pin != FREE).any():
+    return _beside_pins(graph, cluster)
   # Devices of one type run the step alike: one simulation stands for all.
   alone = {}
   for k, device_type in enumerate(cluster.types):
@@ -63,7 +67,29 @@ def place(
     )
     for k, device in enumerate(cluster.devices)
   ]
-  raise InfeasiblePlacementError(
+  raise InfeasiblePlacementError(_no_single_device(cluster, shortages))
+
+
+def _beside_pins(graph: OpGraph, cluster: Cluster) -> Placement:
+  """Returns the best placement with all that is not pinned on one device."""
+  pin = graph.group_pin[graph.group]
+  best_us, best, shortages = np.inf, None, []
+  for k in range(cluster.num_devices):
+    device = np.where(pin == FREE, k, pin)
+    simulation = simulate(graph, cluster, device)
+    lacking = simulation.peak_memory_bytes - cluster.memory_bytes
+    if lacking.max() > 0:
+      worst = int(lacking.argmax())
+      shortages.append(shortage_at_peak(graph, cluster, simulation, worst))
+    elif simulation.makespan_us < best_us:
+      best_us, best = simulation.makespan_us, device
+  if best is None:
+    raise InfeasiblePlacementError(_no_single_device(cluster, shortages))
+  return Placement(graph.names, cluster.device_names, best)
+
+
+def _no_single_device(cluster: Cluster, shortages) -> str:
+  return (
     "the whole step fits on no single device:"
     f" {shortage_message(cluster, shortages)}"
   )

@@ -12,6 +12,7 @@ import numpy as np
 from baechi_tf.bounds import LowerBound
 from baechi_tf.cluster import Cluster
 from baechi_tf.op_graph import OpGraph
+from baechi_tf.pins import Pin
 from baechi_tf.placers.single_device import step_alone_us
 from baechi_tf.planner import Candidate
 from baechi_tf.simulator import simulate
@@ -173,6 +174,7 @@ class Summary:
     notes: what a reader should know, in words.
     num_rewritten: how many nodes each rewrite replaced; None if the model was
       not looked at.
+    pins: the pins that the plan keeps; None if the plan was not made here.
     verification: the plans that were run; None if none was to be.
   """
 
@@ -197,12 +199,13 @@ class Summary:
   costs: tuple[CostCoverage, ...]
   notes: tuple[str, ...]
   num_rewritten: Mapping[str, int] | None = None
+  pins: tuple[Pin, ...] | None = None
   verification: Verification | None = None
 
   def fields(self) -> Fields:
     """Returns the figures ready for JSON; what does not apply is left out."""
     fields = dataclasses.asdict(self)
-    for key in ("num_rewritten", "verification"):
+    for key in ("num_rewritten", "pins", "verification"):
       if fields[key] is None:
         del fields[key]
     fields["candidates"] = [
@@ -224,6 +227,7 @@ def summarize(
   coverage: "Iterable[Coverage]" = (),
   notes: Sequence[str] = (),
   num_rewritten: Mapping[str, int] | None = None,
+  pins: tuple[Pin, ...] | None = None,
   verification: Verification | None = None,
 ) -> Summary:
   """Returns the figures of a simulated placement.
@@ -239,6 +243,7 @@ def summarize(
     coverage: where the ops' costs come from, if they come from a profile.
     notes: what a reader should know beside what is said of any plan.
     num_rewritten: how many nodes each rewrite replaced.
+    pins: the pins that the plan keeps.
     verification: the plans that were run, if any was to be.
   """
   one = one_device(graph, cluster)
@@ -286,6 +291,7 @@ def summarize(
     ),
     notes=(*_processor_notes(cluster), *notes),
     num_rewritten=None if num_rewritten is None else dict(num_rewritten),
+    pins=pins,
     verification=verification,
   )
 

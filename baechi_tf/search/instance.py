@@ -11,6 +11,7 @@ import numpy as np
 
 from baechi_tf.cluster import Cluster
 from baechi_tf.compiled import compiled
+from baechi_tf.op_graph import FREE
 from baechi_tf.op_graph import offsets_of
 from baechi_tf.op_graph import OpGraph
 from baechi_tf.schedule import new_schedule
@@ -84,7 +85,7 @@ def make_instance(graph: OpGraph, cluster: Cluster) -> Instance:
     persistent=graph.persistent_bytes[order],
     temporary=graph.temporary_bytes[order],
     tensor_held=graph.tensor_held_bytes[tensors],
-    fixed=graph.is_on_client[order],
+    fixed=graph.fixed_device[order] != FREE,
     memory=cluster.memory_bytes,
     limited=bool(most > cluster.memory_bytes.min()),
   )

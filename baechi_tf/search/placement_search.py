@@ -104,9 +104,9 @@ def search(
 
   Args:
     graph: the ops and their costs; groups stay together, and the step's
-      inputs stay where they are.
+      inputs and pinned ops stay where they are.
     cluster: the devices and links.
-    starts: int `[n]` each, at least one placement that keeps groups together.
+    starts: int `[n]` each, at least one placement that keeps groups and pins.
     budget: of time or evaluations. Compiling, the first time, is not in it.
     policy: which of its ready ops a processor starts, "priority" or "executor".
     enough_us: no placement can be faster; the search ends when one is as fast.

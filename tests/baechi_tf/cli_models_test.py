@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 
 import numpy as np
@@ -9,8 +10,12 @@ import pytest
 
 from baechi_tf.cli import progress
 from baechi_tf.cli.main import main
+from baechi_tf.cluster import read_cluster
 from baechi_tf.costs.profile import read_profile
+from baechi_tf.function_library import parse_ref
 from baechi_tf.graph_files import read_graph_file
+from baechi_tf.graph_item import read_item
+from baechi_tf.pipeline import place
 from baechi_tf.saved_model import load
 from tests import models
 from tests.tensorflow_setup import DEVICES
@@ -89,6 +94,59 @@ def test_placed_model_runs_on_its_devices_with_the_same_losses(
   np.testing.assert_allclose(
     losses(load("placed")), losses(tf.saved_model.load(saved_mlp)), rtol=1e-5
   )
+
+
+def test_pinned_ops_are_on_their_devices_in_the_written_graph(
+  saved_mlp, profile, capsys
+):
+  argv = ["--cluster=cluster.toml", *STEP, f"--profile={profile}"]
+  argv += ["--search-evaluations=300", "--json"]
+  pins = (("MatMul", DEVICES[1]), ("^(?!.*MatMul)", DEVICES[0]))
+  flags = [f"--pin={regex}={device}" for regex, device in pins]
+  assert main(["place", saved_mlp, "placed", *argv, *flags]) == 0
+  printed = json.loads(capsys.readouterr().out)
+  item = read_item("placed", signature="train", rewrite=False)
+  # Inputs stay on the first device, TensorFlow makes constants where they
+  # are used, and an op without a path is no node.
+  fed = {parse_ref(feed.tensor)[0] for feed in item.feeds}
+  written = {
+    node.name: node.device
+    for node in item.graph_def.node
+    if item.paths.get(node.name) and node.op != "Const" and node.name not in fed
+  }
+  for (regex, device), pin in zip(pins, printed["pins"], strict=True):
+    held = [x for name, x in written.items() if re.search(regex, name)]
+    assert pin["num_ops"] >= len(held) > 0
+    assert set(held) == {device}
+  np.testing.assert_allclose(
+    losses(load("placed")), losses(tf.saved_model.load(saved_mlp)), rtol=1e-5
+  )
+  # What is written are devices of a model: ignored, kept, or not to be had.
+  plan = ["place", "placed", "plan.json", "--emit=plan", *argv]
+  assert main(plan) == 0
+  assert "ops have devices in the model, which" in capsys.readouterr().out
+  assert main([*plan, "--keep-devices", "--overwrite"]) == 0
+  with open("plan.json") as file:
+    kept = json.load(file)["placement"]
+  assert {name: kept[name] for name in written} == written
+  arguments = {"signature": "train", "profile": profile, "batch_size": 5}
+  for steer in {"keep_devices": True, "placer": "m_etf"}, {"plan": "plan.json"}:
+    again = place(
+      "placed", "again", read_cluster("cluster.toml"),
+      **arguments, **steer, overwrite=True,
+    )  # fmt: skip
+    again = again.placement.as_dict()
+    assert {name: again[name] for name in written} == written
+  capsys.readouterr()
+  error = complaint(
+    capsys, *plan, "--keep-devices", "--overwrite",
+    f"--exclude={DEVICES[1]}",
+  )  # fmt: skip
+  assert "in the model, which is none of the cluster's devices" in error
+  error = complaint(
+    capsys, *plan, "--keep-devices", "--overwrite", f"--pin=Mat={DEVICES[0]}"
+  )
+  assert "that --keep-devices keeps contradict each other" in error
 
 
 def test_inputs_of_a_step_come_from_a_file(tmp_path_factory, capsys):

@@ -1,4 +1,5 @@
 import dataclasses
+import re
 
 import keras
 import numpy as np
@@ -129,13 +130,14 @@ def first(targets):
   return tf.nest.map_structure(lambda x: x[:BATCH], targets)
 
 
-def place(model, cluster, targets):
+def place(model, cluster, targets, **arguments):
   return baechi_tf.place_keras(
     model,
     cluster,
     (X[:BATCH], first(targets)),
     placer="contiguous",
     estimate=True,
+    **arguments,
   )
 
 
@@ -277,6 +279,36 @@ def test_measured_costs_leave_the_model_as_it_is(cluster):
 def test_bad_input_is_one_clear_error(make, batch, message, cluster):
   with pytest.raises(ValueError, match=message):
     baechi_tf.place_keras(make(), cluster, batch, estimate=True)
+
+
+def test_pinned_layers_and_their_variables_are_on_their_devices(cluster):
+  here, there = cluster.device_names
+  keras.utils.set_random_seed(0)
+  block = keras.Sequential(
+    [layers.Dense(8, name="dense"), layers.Dense(8, name="dense_1")],
+    name="block",
+  )
+  image = keras.Input((8,))
+  model = keras.Model(image, layers.Dense(3, name="end")(block(image)))
+  model.compile("adam", "mse")
+  pins = {"block/dense_1": there, "dense": here, "compile_loss/": there}
+  planned = place(model, cluster, ONE_HOT, pins=pins)
+  device_of = planned.placement.as_dict()
+  for pin in planned.pins:
+    assert pin.num_ops > 3
+    held = [x for name, x in device_of.items() if re.search(pin.regex, name)]
+    assert set(held) == {pin.device}
+  variables = {x.path: x.value.device for x in model.variables}
+  assert variables["block/dense/kernel"] == here
+  assert variables["block/dense_1/kernel"] == there
+  assert np.isfinite(model.train_on_batch(X[:BATCH], ONE_HOT[:BATCH]))
+  for pins, message in (
+    ({"block": here, "dense": there}, "contradict each other: both hold op"),
+    ({"no such": here}, "pin 'no such=.*' matches none of the"),
+    ({"end": "GPU"}, "the cluster has no device 'GPU'"),
+  ):
+    with pytest.raises(ValueError, match=message):
+      place(model, cluster, ONE_HOT, pins=pins)
 
 
 def test_strategy_is_refused(cluster):

@@ -11,7 +11,10 @@ from baechi_tf.bounds import check_memory
 from baechi_tf.bounds import lower_bound
 from baechi_tf.cluster import CHANNELS
 from baechi_tf.op_graph import CONTROL
+from baechi_tf.op_graph import FREE
 from baechi_tf.placement import InfeasiblePlacementError
+from baechi_tf.planner import plan
+from baechi_tf.search.budget import Budget
 from baechi_tf.simulator import simulate
 from tests import contracts
 from tests.contracts import make_cluster
@@ -33,7 +36,7 @@ def least_us(graph, cluster):
     range(cluster.num_devices), repeat=graph.num_groups
   ):
     device = np.array(of_group)[graph.group]
-    if (device[graph.is_on_client] != 0).any():
+    if (device != graph.with_fixed(device)).any():
       continue
     for order in orders:
       step = simulate(graph, cluster, device, policy="strict", order=order)
@@ -162,3 +165,24 @@ def test_check_memory_inputs_of_an_op_of_no_time_may_be_gone():
   graph = make_graph([Op("a", 1.0, (6,)), Op("b", 0.0, (6,))], [("a", 0, "b")])
   check_memory(graph, make_cluster(2, memory=6))
   assert least_us(graph, make_cluster(2, memory=6)) < math.inf
+
+
+@pytest.mark.parametrize("seed", range(16))
+def test_pinned_bound_holds_and_the_search_reaches_the_optimum(seed):
+  graph, cluster = a_case(seed, 4)
+  rng = np.random.default_rng(seed)
+  of_group = rng.integers(0, cluster.num_devices, graph.num_groups)
+  of_group[rng.random(graph.num_groups) < 0.5] = FREE
+  pin = np.where(graph.is_on_client, FREE, of_group[graph.group])
+  memory = dataclasses.replace(cluster.devices[0], memory_bytes=1000)
+  devices = [
+    dataclasses.replace(memory, name=x.name, type=x.type)
+    for x in cluster.devices
+  ]
+  ample = dataclasses.replace(cluster, devices=tuple(devices))
+  pinned = graph.with_pins(pin)
+  least = least_us(pinned, ample)
+  assert lower_bound(pinned, ample).us <= least
+  planned = plan(pinned, ample, budget=Budget(evaluations=2000))
+  assert planned.simulation.makespan_us == least
+  assert planned.bound.us <= least
