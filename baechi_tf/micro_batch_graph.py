@@ -89,7 +89,7 @@ def limit_in_flight(graph: OpGraph, most: int) -> OpGraph:
   """
   own = micro_batch_of(graph.names)
   needed_by, _ = _priorities(graph)
-  from_input = _after_inputs(graph)
+  from_input = after(graph, graph.is_input)
   source, target, _ = graph.op_pairs
   inner = from_input[source] & (needed_by[source] == needed_by[target])
   is_first = from_input.copy()
@@ -151,9 +151,14 @@ def _priorities(graph: OpGraph) -> tuple[np.ndarray, np.ndarray]:
   return needed_by, path_us
 
 
-def _after_inputs(graph: OpGraph) -> np.ndarray:
-  """Returns whether each op depends on an input of the step, bool `[n]`."""
-  result = graph.is_input.copy()
+def after(graph: OpGraph, sources: np.ndarray) -> np.ndarray:
+  """Returns the ops that are, or depend on, some ops, bool `[n]`.
+
+  Args:
+    graph: the ops and their edges.
+    sources: bool `[n]`, those ops.
+  """
+  result = np.array(sources, bool)
   source, target, _ = graph.op_pairs
   for a, b in zip(source.tolist(), target.tolist(), strict=True):
     result[b] |= result[a]

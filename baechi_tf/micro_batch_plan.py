@@ -11,6 +11,7 @@ from baechi_tf.cluster import Cluster
 from baechi_tf.micro_batch_graph import as_pipeline
 from baechi_tf.micro_batch_graph import limit_in_flight
 from baechi_tf.micro_batch_graph import micro_batch_of
+from baechi_tf.micro_batch_stages import pipeline_splits
 from baechi_tf.op_graph import OpGraph
 from baechi_tf.order import ops_worth_ordering
 from baechi_tf.placement import InfeasiblePlacementError
@@ -38,11 +39,13 @@ def plan_micro_batches(
   pipeline = as_pipeline(graph)
   num = int(micro_batch_of(graph.names).max(initial=0)) + 1
   best, in_flight, first_error = None, num, None
-  most = num
-  while most >= 1:
+  for most in _limits(num, cluster.num_devices):
     limited = pipeline if most == num else limit_in_flight(pipeline, most)
+    splits = pipeline_splits(limited, cluster, most)
     try:
-      found = plan(limited, cluster, order=order, **arguments)
+      found = plan(
+        limited, cluster, order=order, pipelines=splits, **arguments
+      )
     except InfeasiblePlacementError as error:
       first_error = first_error or error
     else:
@@ -52,12 +55,25 @@ def plan_micro_batches(
         break  # memory does not matter
     if not order:
       break
-    most //= 2
   if best is None:
     raise first_error
   if in_flight == num:
     return best
   return _without_limit(best, graph, cluster, in_flight)
+
+
+def _limits(num: int, num_devices: int) -> list[int]:
+  """Returns how many micro-batches may be in flight, the most first.
+
+  All; as many as there are stages, which one forward, one backward needs; and
+  half of that, and half again.
+  """
+  limits = [num]
+  most = min(num_devices, num - 1)
+  while most >= 1:
+    limits.append(most)
+    most //= 2
+  return limits
 
 
 def _makespan_us(planned: Plan) -> float:

@@ -49,6 +49,7 @@ from baechi_tf.watched import Progress
 
 BEST = "best"
 SEARCH = "search"
+PIPELINE = "pipeline"
 NO_SEARCH = Budget()
 # What a placer was given: co-placed ops as one group, the same but no group
 # larger than a part of the smallest device, or only the graph's own groups.
@@ -56,6 +57,7 @@ COPLACED, CAPPED, APART = "yes", "capped", "no"
 _CAP = 0.25
 # Predictions of plans that move much are this far off: docs/real_clusters.md.
 _BELIEVED_GAIN = 0.1
+_PIPELINE_STARTS = 3  # more take the search's time, and are no better
 # A placer sees a schedule that the simulator refines, so a plan that fills a
 # device to the brim can overflow. Then it plans again with less to fill.
 _MEMORY_FRACTIONS = (1.0, 0.95, 0.9, 0.8, 0.7, 0.55)
@@ -66,7 +68,7 @@ class Candidate:
   """What came of one placer on one coarsening, or of the search.
 
   Attributes:
-    placer: its name, or `SEARCH`.
+    placer: its name, `SEARCH`, or `PIPELINE` for the best of the given starts.
     coplacement: `COPLACED`, `CAPPED` or `APART`.
     simulation: of its plan on the fine graph; None when it found none.
     error: why it found none.
@@ -131,6 +133,7 @@ def plan(
   order: bool = True,
   pins: Mapping[str, str] = MappingProxyType({}),
   budget: Budget = NO_SEARCH,
+  pipelines: Sequence[np.ndarray] = (),
   progress: Callable[[str], None] = lambda stage: None,
 ) -> Plan:
   """Returns a feasible plan of `graph` on `cluster`.
@@ -150,6 +153,8 @@ def plan(
       must be on that device, as those of `cluster.pins`; see `pins`.
     budget: the time or placements that the search of `best` may take. Ctrl-C
       ends the search, with the best plan so far.
+    pipelines: placements, int `[n]` each, that `best` compares with those of
+      the placers, and searches on from the best of them.
     progress: called with a line before each stage, and now and then during a
       long one.
 
@@ -196,6 +201,11 @@ def plan(
         notes.append(f"{name} (co-placed: {together}) is left out: {failed}")
     if placer != BEST and simulation:
       break  # what co-placement made too large to fit would come apart
+  if placer == BEST and len(pipelines):
+    with clock.stage("simulating"):
+      found, devices = _best_of(graph, cluster, pipelines, policy)
+    candidates.append(found)
+    starts += devices
   reached_us = min(x.makespan_us for x in candidates)
   if bound.us < reached_us < np.inf:
     with clock.stage("bounds"):
@@ -341,6 +351,24 @@ def _try(graph, cluster, placer, coarse, policy, clock):
     if error is None:
       return simulation, "", device
   return None, error, device
+
+
+def _best_of(graph, cluster, placements, policy):
+  """Returns the candidate of the fastest placement that fits.
+
+  Also the best few placements, of which none may fit.
+  """
+  tried = []
+  for device in placements:
+    simulation = simulate(
+      graph, cluster, graph.with_fixed(device), policy=policy
+    )
+    error = overflow(graph, cluster, simulation)
+    tried.append((error is not None, simulation.makespan_us, simulation, error))
+  tried.sort(key=lambda x: x[:2])
+  unfit, _, simulation, error = tried[0]
+  found = Candidate(PIPELINE, APART, None if unfit else simulation, error or "")
+  return found, [x.device for _, _, x, _ in tried[:_PIPELINE_STARTS]]
 
 
 def _choose(candidates, cluster) -> tuple[Candidate, list[str]]:

@@ -100,7 +100,7 @@ def gradient_pairs(graph: OpGraph) -> np.ndarray:
   gradients, scopes = [], {}
   for op in graph.order.tolist():
     name = graph.names[op]
-    if _TAPE in name or _GRADIENTS in name:
+    if is_gradient(name):
       gradients.append(op)
       continue
     scope = name.rpartition("/")[0]
@@ -114,6 +114,11 @@ def gradient_pairs(graph: OpGraph) -> np.ndarray:
     if (forward := _forward_op(graph.names[op], graph.index, scopes)) != op
   ]
   return np.array(pairs, np.int64).reshape(-1, 2)
+
+
+def is_gradient(name: str) -> bool:
+  """Whether an op is one of a backward pass, by its name."""
+  return _TAPE in name or _GRADIENTS in name
 
 
 def _forward_op(name: str, index: Mapping[str, int], scopes) -> int:

@@ -21,6 +21,10 @@ from baechi_tf.keras_placement.micro_batch_loss import Slice
 from baechi_tf.keras_placement.micro_batch_loss import slice_losses
 from baechi_tf.micro_batch_graph import scope_of
 
+# Grappler's mark of sums that it has made one AddN of, which needs all
+# gradients at once: memory for as many copies as there are micro-batches.
+_NO_ADD_N = "_grappler_ArithmeticOptimizer_AddOpsRewriteStage"
+
 
 def micro_batched(
   model: keras.Model, num_micro_batches: int
@@ -157,7 +161,10 @@ def _sum(total, gradient):
       tf.concat([total.indices, gradient.indices], 0),
       total.dense_shape,
     )
-  return tf.add(total, gradient)
+  result = tf.add(total, gradient)
+  # Checked with TensorFlow 2.21: an op with the mark stays as it is.
+  result.op._set_attr(_NO_ADD_N, tf.compat.v1.AttrValue(b=True))
+  return result
 
 
 def _total(values: Sequence[tf.Tensor]) -> tf.Tensor:
