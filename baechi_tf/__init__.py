@@ -20,6 +20,7 @@ _PUBLIC = {
   "Placement": "placement",
   "Plan": "planner",
   "Simulation": "simulator",
+  "connect": "runner.connection",
   "cost_item": "pipeline",
   "export_keras": "keras_placement.export",
   "item_from_function": "python_item",
@@ -33,6 +34,7 @@ _PUBLIC = {
   "read_cost_graph": "cost_graph",
   "read_item": "graph_item",
   "read_profile": "costs.profile",
+  "serve": "runner.start",
   "simulate": "simulator",
 }
 

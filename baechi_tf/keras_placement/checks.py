@@ -69,8 +69,7 @@ def check_devices(cluster: Cluster) -> None:
       f"cluster: TensorFlow has no device {', '.join(map(repr, missing))} here;"
       f" it has {', '.join(map(repr, here))}. Make logical devices with"
       " tf.config.set_logical_device_configuration before TensorFlow runs"
-      " anything, or reach other processes with"
-      " tf.config.experimental_connect_to_cluster"
+      " anything, or reach other processes with baechi_tf.connect"
     )
 
 

@@ -16,6 +16,7 @@ from baechi_tf.keras_placement.batch import batch_specs
 from baechi_tf.keras_placement.batch import check_batch
 from baechi_tf.keras_placement.checks import check_devices
 from baechi_tf.keras_placement.checks import check_model
+from baechi_tf.keras_placement.lost_process import report_lost_processes
 from baechi_tf.keras_placement.placed_step import Layout
 from baechi_tf.keras_placement.placed_step import own_step
 from baechi_tf.keras_placement.placed_step import PlacedStep
@@ -150,6 +151,7 @@ def _install(model, own, found: StepPlan, specs) -> None:
       placed = PlacedStep(model, original, layout)
     setattr(model, name, placed)
   model.train_step.add(specs, step, device_of)
+  report_lost_processes(model, planned.placement.device_names)
   # Keras makes them anew, of the placed steps.
   model.train_function = None
   model.test_function = None

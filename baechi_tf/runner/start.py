@@ -137,6 +137,10 @@ def remote_run(
     yield ClusterRun(tasks, tuple(children), idle, directory)
 
 
+class ServerMissingError(ValueError):
+  """No server answers at an address."""
+
+
 def serve(cluster: Cluster, addresses: Sequence[str], index: int) -> None:
   """Serves one of a cluster's tasks, until it is interrupted.
 
@@ -180,9 +184,10 @@ def check_hosts(tasks: Sequence[Task], addresses: Sequence[str]) -> None:
       try:
         check_answer(address)
       except OSError as error:
-        raise ValueError(
+        raise ServerMissingError(
           f"{task.name}: no server answers at {address} within {ANSWER_S:g} s"
-          f" ({error}); start it there first: baechi run ... --task {i} --serve"
+          f" ({error}); start it there first: baechi run ... --task {i}"
+          f" --serve, or baechi_tf.serve(…, {i})"
         ) from None
 
 

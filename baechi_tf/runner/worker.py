@@ -16,6 +16,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from baechi_tf.runner import private_network
+from baechi_tf.runner.tasks import Task
 
 _ANSWERS = {}
 _RSS_UNIT = 1024  # of /proc and of getrusage on Linux
@@ -59,23 +60,20 @@ def setup(worker: Worker, settings: Mapping[str, Any]) -> dict[str, Any]:
   return {"pid": os.getpid()}
 
 
-def _num_ops_at_once() -> int:
-  """Returns one op a core, but two at least: one of them sends a tensor."""
-  return max(2, len(os.sched_getaffinity(0)))
-
-
 @_answers
 def serve(worker: Worker, question: Mapping[str, Any]) -> dict[str, Any]:
   """Starts a server for the task."""
   import tensorflow as tf
 
+  from baechi_tf.runner import connection
+
   config = tf.compat.v1.ConfigProto(
     device_count={"CPU": worker.settings["num_cpus"]},
     intra_op_parallelism_threads=worker.settings["intra_op"],
-    inter_op_parallelism_threads=_num_ops_at_once(),
+    inter_op_parallelism_threads=connection.num_ops_at_once(),
   )
   worker.server = tf.distribute.Server(
-    _cluster_spec(question["cluster"]),
+    tf.train.ClusterSpec(_spec(question["cluster"])),
     job_name=question["job"],
     task_index=question["index"],
     config=config,
@@ -88,21 +86,14 @@ def connect(worker: Worker, question: Mapping[str, Any]) -> dict[str, Any]:
   """Makes this process the client: one of the tasks, or alone."""
   import tensorflow as tf
 
-  tf.config.threading.set_intra_op_parallelism_threads(
-    worker.settings["intra_op"]
+  from baechi_tf.runner import connection
+
+  task = Task(
+    question["job"], question["index"], (), worker.settings["num_cpus"]
   )
-  tf.config.threading.set_inter_op_parallelism_threads(_num_ops_at_once())
-  cpu = tf.config.list_physical_devices("CPU")[0]
-  tf.config.set_logical_device_configuration(
-    cpu,
-    [tf.config.LogicalDeviceConfiguration()] * worker.settings["num_cpus"],
+  connection.become_client(
+    task, _spec(question["cluster"]), intra_op=worker.settings["intra_op"]
   )
-  if question["cluster"]:
-    tf.config.experimental_connect_to_cluster(
-      _cluster_spec(question["cluster"]),
-      job_name=question["job"],
-      task_index=question["index"],
-    )
   devices = [x.name for x in tf.config.list_logical_devices()]
   return {"devices": devices, **usage(worker, {})}
 
@@ -177,15 +168,14 @@ def usage(worker: Worker, question: Mapping[str, Any]) -> dict[str, Any]:
   }
 
 
-def _cluster_spec(cluster: Mapping[str, Mapping[str, str]]):
-  import tensorflow as tf
-
-  return tf.train.ClusterSpec(
-    {
-      job: {int(index): address for index, address in tasks.items()}
-      for job, tasks in cluster.items()
-    }
-  )
+def _spec(
+  cluster: Mapping[str, Mapping[str, str]] | None,
+) -> dict[str, dict[int, str]] | None:
+  """Returns a cluster whose tasks are numbers again, as JSON's are not."""
+  return cluster and {
+    job: {int(index): address for index, address in tasks.items()}
+    for job, tasks in cluster.items()
+  }
 
 
 def _read_questions(questions: queue.SimpleQueue, directory: str) -> None:

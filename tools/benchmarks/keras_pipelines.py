@@ -30,24 +30,23 @@ import numpy as np
 import tensorflow as tf
 from absl import app
 from absl import flags
-from keras import layers
 
 import baechi_tf
 from baechi_tf.runner.start import Host
 from robust_tf.training import child_processes
+from tools.benchmarks import keras_models
 from tools.benchmarks import plan_clusters
 from tools.benchmarks.plan_networks import pinned_hosts
 from tools.benchmarks.plan_processes import environment
 from tools.benchmarks.plan_processes import on
 
 ONE = "one process"
+_START_S = 120.0
 
 
 def chain() -> tuple[keras.Model, tuple[np.ndarray, np.ndarray]]:
   """Returns 12 dense layers of 768 units, and a batch of 512."""
-  model = keras.Sequential(
-    [keras.Input((768,)), *(layers.Dense(768, "relu") for _ in range(12))]
-  )
+  model = keras_models.chain(12, 768)
   model.compile("sgd", "mse")
   random = np.random.default_rng(0)
   x, y = random.standard_normal((2, 512, 768), np.float32)
@@ -56,17 +55,8 @@ def chain() -> tuple[keras.Model, tuple[np.ndarray, np.ndarray]]:
 
 def transformer() -> tuple[keras.Model, tuple[np.ndarray, np.ndarray]]:
   """Returns a causal Transformer of 6 layers, width 256, and 32 sequences."""
-  width, length, vocabulary = 256, 64, 1000
-  tokens = keras.Input((length,), dtype="int32")
-  x = layers.Embedding(vocabulary, width)(tokens)
-  for _ in range(6):
-    y = layers.LayerNormalization()(x)
-    attention = layers.MultiHeadAttention(4, width // 4)
-    x = layers.Add()([x, attention(y, y, use_causal_mask=True)])
-    y = layers.Dense(4 * width, "gelu")(layers.LayerNormalization()(x))
-    x = layers.Add()([x, layers.Dense(width)(y)])
-  logits = layers.Dense(vocabulary)(layers.LayerNormalization()(x))
-  model = keras.Model(tokens, logits)
+  length, vocabulary = 64, 1000
+  model = keras_models.decoder(6, 256, 4, length, vocabulary)
   loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
   model.compile(keras.optimizers.Adam(1e-4), loss)
   x, y = np.random.default_rng(0).integers(0, vocabulary, (2, 32, length))
@@ -146,25 +136,11 @@ def _say(text: str) -> None:
 def client(addresses: list[str], cluster: str) -> None:
   """Connects to the server, and prints the figures as JSON."""
   values = flags.FLAGS
-  tf.config.threading.set_intra_op_parallelism_threads(1)
-  tf.config.threading.set_inter_op_parallelism_threads(2)
-  tf.config.experimental_connect_to_cluster(
-    tf.train.ClusterSpec({"worker": addresses}),
-    job_name="worker",
-    task_index=0,
+  baechi_tf.connect(
+    baechi_tf.read_cluster(cluster), addresses, wait_s=_START_S
   )
   numbers = [x if x == "auto" else int(x) for x in values.micro_batches]
   print(json.dumps(measure(values.model, cluster, numbers), indent=1))
-
-
-def serve(addresses: list[str]) -> None:
-  """Serves until it is ended."""
-  config = tf.compat.v1.ConfigProto(
-    intra_op_parallelism_threads=1, inter_op_parallelism_threads=2
-  )
-  tf.distribute.Server(
-    {"worker": addresses}, job_name="worker", task_index=1, config=config
-  ).join()
 
 
 def run_both(hosts: Sequence[Host], directory: str) -> None:
@@ -210,7 +186,9 @@ def main(argv: list[str]) -> None:
     case "client":
       client(values.addresses, values.cluster)
     case "server":
-      serve(values.addresses)
+      baechi_tf.serve(
+        baechi_tf.read_cluster(values.cluster), values.addresses, 1
+      )
     case _:
       with (
         tempfile.TemporaryDirectory(prefix="keras_pipelines_") as directory,
