@@ -39,7 +39,8 @@ def plan_micro_batches(
   pipeline = as_pipeline(graph)
   num = int(micro_batch_of(graph.names).max(initial=0)) + 1
   best, in_flight, first_error = None, num, None
-  for most in _limits(num, cluster.num_devices):
+  # One forward, one backward needs as many as there are stages.
+  for most in (num, *range(min(cluster.num_devices, num - 1), 0, -1)):
     limited = pipeline if most == num else limit_in_flight(pipeline, most)
     splits = pipeline_splits(limited, cluster, most)
     try:
@@ -49,8 +50,9 @@ def plan_micro_batches(
     except InfeasiblePlacementError as error:
       first_error = first_error or error
     else:
-      if best is None or _makespan_us(found) < _makespan_us(best):
-        best, in_flight = found, most
+      if best is not None and _makespan_us(found) >= _makespan_us(best):
+        break  # fewer take longer still
+      best, in_flight = found, most
       if all(x.simulation for x in found.candidates):
         break  # memory does not matter
     if not order:
@@ -60,20 +62,6 @@ def plan_micro_batches(
   if in_flight == num:
     return best
   return _without_limit(best, graph, cluster, in_flight)
-
-
-def _limits(num: int, num_devices: int) -> list[int]:
-  """Returns how many micro-batches may be in flight, the most first.
-
-  All; as many as there are stages, which one forward, one backward needs; and
-  half of that, and half again.
-  """
-  limits = [num]
-  most = min(num_devices, num - 1)
-  while most >= 1:
-    limits.append(most)
-    most //= 2
-  return limits
 
 
 def _makespan_us(planned: Plan) -> float:

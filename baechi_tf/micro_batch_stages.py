@@ -8,6 +8,7 @@ from baechi_tf.layer_line import LayerLine
 from baechi_tf.micro_batch_graph import micro_batch_of
 from baechi_tf.op_graph import OpGraph
 from baechi_tf.stage_cuts import best_cuts
+from baechi_tf.stage_cuts import fits
 from baechi_tf.stage_cuts import StageCosts
 from baechi_tf.transfer import HALF_DUPLEX
 from baechi_tf.transfer import link_costs
@@ -41,11 +42,15 @@ def pipeline_splits(
   for line in layer_lines(graph):
     cuts = _possible_cuts(graph, line, cluster)
     for num_stages in range(2, min(cluster.num_devices, len(cuts) - 1) + 1):
+      chosen = None
       for fraction in _MEMORY_FRACTIONS:
         part = cluster.with_memory_fraction(fraction)
-        chosen = best_cuts(
-          _costs(graph, line, part, cuts, num_stages, num, most_in_flight), num
+        costs = _costs(
+          graph, line, part, cuts, num_stages, num, most_in_flight
         )
+        if chosen is not None and fits(costs, chosen):
+          continue
+        chosen = best_cuts(costs, num)
         if chosen is None:
           break
         inner = cuts[chosen[1:-1]]

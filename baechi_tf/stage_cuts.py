@@ -14,6 +14,8 @@ import numpy as np
 
 from baechi_tf.compiled import compiled
 
+_ROUNDING = 1e-12  # sums that differ by less are equal
+
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class StageCosts:
@@ -76,6 +78,13 @@ def best_cuts(costs: StageCosts, num_micro_batches: int) -> np.ndarray | None:
     limit_us = longest_us
 
 
+def fits(costs: StageCosts, cuts: np.ndarray) -> bool:
+  """Returns whether each stage between some cuts fits its device's memory."""
+  held = np.diff(costs.persistent_bytes[cuts])
+  kept = np.diff(costs.kept_bytes[cuts]) + costs.received_bytes[cuts[:-1]]
+  return bool((held + costs.in_flight * kept <= costs.memory_bytes).all())
+
+
 @compiled
 def _shortest_path(
   limit_us,
@@ -124,10 +133,14 @@ def _shortest_path(
         slowest = max(taken, channel)
         if slowest >= limit_us:
           continue
+        slowest = max(slowest, longest[s, begin])
         total = path[s, begin] + taken + hop
-        if total < path[s + 1, end]:
+        known, slack = path[s + 1, end], _ROUNDING * total
+        if total < known - slack or (
+          total < known + slack and slowest < longest[s + 1, end]
+        ):
           path[s + 1, end] = total
-          longest[s + 1, end] = max(longest[s, begin], slowest)
+          longest[s + 1, end] = slowest
           before[s + 1, end] = begin
   cuts = np.full(num_stages + 1, -1)
   if path[num_stages, last] < np.inf:

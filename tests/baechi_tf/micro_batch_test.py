@@ -1,7 +1,6 @@
 """Micro-batches in graphs that are written by hand: closed forms as oracles."""
 
 import dataclasses
-import re
 
 import numpy as np
 import pytest
@@ -18,64 +17,18 @@ from baechi_tf.search.budget import Budget
 from baechi_tf.simulator import simulate
 from tests import contracts
 from tests.contracts import Op
-
-FORWARD_US, BACKWARD_US, ACTIVATION = 1.0, 2.0, 64
-
-
-def chain(num_micro_batches, num_layers):
-  """Returns a step of layers that take equally long."""
-  ops = [Op("x", 0.0, (0,), is_input=True)]
-  edges = []
-  for layer in range(num_layers):
-    ops += [
-      Op(f"w{layer}", 0.0, (0,), group=f"w{layer}", persistent_outputs=(0,)),
-      Op(f"update{layer}", 0.0, group=f"w{layer}"),
-    ]
-  for i in range(num_micro_batches):
-    scope = scope_of(i)
-    previous = f"{scope}slice"
-    ops.append(Op(previous, 0.0, (0,)))
-    edges.append(("x", 0, previous))
-    for layer in range(num_layers):
-      name = f"{scope}f{layer}"
-      ops.append(Op(name, FORWARD_US, (ACTIVATION,)))
-      edges += [(previous, 0, name), (f"w{layer}", 0, name)]
-      previous = name
-    for layer in reversed(range(num_layers)):
-      name = f"gradient_tape/{scope}f{layer}/b"
-      ops.append(Op(name, BACKWARD_US, (0,)))
-      edges += [(previous, 0, name), (f"{scope}f{layer}", 0, name)]
-      total = f"{scope}add{layer}"
-      ops.append(Op(total, 0.0, (0,)))
-      edges.append((name, 0, total))
-      if i:
-        edges.append((f"{scope_of(i - 1)}add{layer}", 0, total))
-      previous = name
-  last = scope_of(num_micro_batches - 1)
-  edges += [
-    (f"{last}add{layer}", 0, f"update{layer}") for layer in range(num_layers)
-  ]
-  return contracts.make_graph(ops, edges)
-
-
-def one_layer_each(graph):
-  """Returns the placement of layer k on device k."""
-  layers = [re.search(r"(?:f|w|add|update)(\d+)", x) for x in graph.names]
-  return np.array([int(x[1]) if x else 0 for x in layers])
-
-
-def free_transfers(num_devices, memory=contracts.AMPLE):
-  # 64 bytes at this rate take so little that no sum of times shows it.
-  return contracts.make_cluster(
-    num_devices, memory=memory, bytes_per_us=2.0**70
-  )
-
+from tests.micro_batch_chain import ACTIVATION
+from tests.micro_batch_chain import BACKWARD_US
+from tests.micro_batch_chain import chain
+from tests.micro_batch_chain import FORWARD_US
+from tests.micro_batch_chain import free_transfers
+from tests.micro_batch_chain import layer_of
 
 @pytest.mark.parametrize("stages", [1, 2, 3, 4])
 @pytest.mark.parametrize("num", [1, 2, 4, 8])
 def test_pipeline_takes_what_the_formula_says(num, stages):
   graph = as_pipeline(chain(num, stages))
-  device = one_layer_each(graph)
+  device = layer_of(graph)
   cluster = free_transfers(stages)
   ideal_us = (num + stages - 1) * (FORWARD_US + BACKWARD_US)
   eager = simulate(graph, cluster, device)
@@ -91,7 +44,7 @@ def test_pipeline_takes_what_the_formula_says(num, stages):
 
 def test_backward_passes_come_before_later_forward_passes():
   graph = as_pipeline(chain(4, 2))
-  simulation = simulate(graph, free_transfers(2), one_layer_each(graph))
+  simulation = simulate(graph, free_transfers(2), layer_of(graph))
   ran = [graph.names[op] for op in simulation.order]
   last_stage = [x for x in ran if "f1" in x]
   assert last_stage == [
@@ -181,7 +134,7 @@ def test_short_memory_limits_what_is_in_flight():
   graph = chain(8, 2)
   # 1F1B holds two activations and a received one; GPipe holds eight.
   cluster = free_transfers(2, memory=3 * ACTIVATION)
-  eager = simulate(as_pipeline(graph), cluster, one_layer_each(graph))
+  eager = simulate(as_pipeline(graph), cluster, layer_of(graph))
   assert overflow(graph, cluster, eager)
   planned = small_budget(graph, cluster)
   assert planned.simulation.makespan_us == 9 * (FORWARD_US + BACKWARD_US)
