@@ -48,7 +48,10 @@ def values(directory, name):
 
 def test_placed_model_gives_the_numbers_of_the_model(directory):
   whole = values(directory, "whole")
-  for a, b in zip(values(directory, "placed_1"), whole, strict=True):
+  placed = values(directory, "placed_1")
+  # Predictions are rounded after ops that TensorFlow fuses on one device.
+  np.testing.assert_allclose(placed.pop(3), whole[3], rtol=ROUNDING)
+  for a, b in zip(placed, [*whole[:3], *whole[4:]], strict=True):
     np.testing.assert_array_equal(a, b)
   for a, b in zip(values(directory, "placed_4"), whole, strict=True):
     np.testing.assert_allclose(a, b, rtol=ROUNDING, atol=ROUNDING)

@@ -17,6 +17,7 @@ import contextlib
 import json
 import os
 import pathlib
+import signal
 import statistics
 import subprocess
 import sys
@@ -102,7 +103,8 @@ def measure(
         progress=lambda line, title=title: _say(f"{title}: {line}"),
       )
       predicted_us[title] = plan.simulation.makespan_us
-      _say(f"{title}: {plan.notes}")
+      moved = plan.simulation.bytes_moved / 2**20
+      _say(f"{title}: {plan.chosen.placer} moves {moved:.1f} MiB; {plan.notes}")
     with tf.device(plan_clusters.DEVICES[0]):
       steps[title] = step_of(model, batch)
       for _ in range(values.warm_up):
@@ -182,6 +184,8 @@ def main(argv: list[str]) -> None:
   if len(argv) != 1:
     raise app.UsageError("no arguments, only flags")
   values = flags.FLAGS
+  # What is started is ended too.
+  signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
   match values.role:
     case "client":
       client(values.addresses, values.cluster)
