@@ -115,7 +115,8 @@ def main(directory: str) -> None:
   (path / "cluster.toml").write_text(CLUSTER)
   cluster = baechi_tf.read_cluster(path / "cluster.toml")
   addresses = child_processes.free_addresses(2)
-  facts = {"no server": _error_of(lambda: baechi_tf.connect(cluster, addresses))}
+  refused = _error_of(lambda: baechi_tf.connect(cluster, addresses))
+  facts = {"no server": refused}
   with _server(addresses, str(path / "cluster.toml")) as server:
     baechi_tf.connect(cluster, addresses, wait_s=120)
     import keras

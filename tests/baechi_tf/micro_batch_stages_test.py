@@ -86,7 +86,10 @@ def test_splits_keep_groups_together_and_inputs_on_the_client():
 def test_plan_is_near_the_best_contiguous_pipeline(seed):
   rng = np.random.default_rng(seed)
   num, num_layers, num_devices = 4, 7, 3
-  draw = lambda low, high: rng.integers(low, high, num_layers).tolist()
+
+  def draw(low, high):
+    return rng.integers(low, high, num_layers).tolist()
+
   graph = chain(
     num,
     num_layers,

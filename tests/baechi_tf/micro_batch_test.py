@@ -24,6 +24,7 @@ from tests.micro_batch_chain import FORWARD_US
 from tests.micro_batch_chain import free_transfers
 from tests.micro_batch_chain import layer_of
 
+
 @pytest.mark.parametrize("stages", [1, 2, 3, 4])
 @pytest.mark.parametrize("num", [1, 2, 4, 8])
 def test_pipeline_takes_what_the_formula_says(num, stages):

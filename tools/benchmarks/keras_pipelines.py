@@ -138,9 +138,7 @@ def _say(text: str) -> None:
 def client(addresses: list[str], cluster: str) -> None:
   """Connects to the server, and prints the figures as JSON."""
   values = flags.FLAGS
-  baechi_tf.connect(
-    baechi_tf.read_cluster(cluster), addresses, wait_s=_START_S
-  )
+  baechi_tf.connect(baechi_tf.read_cluster(cluster), addresses, wait_s=_START_S)
   numbers = [x if x == "auto" else int(x) for x in values.micro_batches]
   print(json.dumps(measure(values.model, cluster, numbers), indent=1))
 

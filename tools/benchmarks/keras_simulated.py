@@ -24,6 +24,10 @@ from baechi_tf.keras_placement.step_plan import Planner
 from baechi_tf.planner import BEST
 from baechi_tf.search.budget import Budget
 from tools import benchmark_models
+from tools.benchmarks import keras_models
+
+DECODER = "decoder"
+_SEQUENCES = 4  # in a micro-batch of it
 
 
 class OneArgument(keras.Model):
@@ -44,26 +48,19 @@ def simulate(
   """Returns the number of ops, the predicted step in ms, and the speed-up.
 
   Args:
-    name: a model of `benchmark_models.PRESETS`.
+    name: a model of `benchmark_models.PRESETS`, or `DECODER`.
     preset: its sizes.
     num: the number of micro-batches, each of the preset's batch.
     cluster: a cluster file.
     seconds: of search.
   """
-  sizes = benchmark_models.sizes_for(name, preset)
-  benchmark = benchmark_models.build(sizes)
-  model = OneArgument(benchmark.model)
+  model, specs = _decoder(num) if name == DECODER else _model(name, preset, num)
   model.compile(
     keras.optimizers.Adam(),
     keras.losses.SparseCategoricalCrossentropy(from_logits=True),
     jit_compile=False,
   )
-  rows = num * benchmark.labels.shape[0]
-  inputs = [_with_rows(x, rows) for x in benchmark.inputs]
-  specs = (
-    tuple(inputs),
-    _with_rows(benchmark.labels, rows),
-  )
+  rows = specs[1].shape[0]
   planner = Planner(
     model=model,
     train_step=model.train_step,
@@ -79,6 +76,25 @@ def simulate(
   makespan_us = simulation.makespan_us
   speed_up = simulation.busy_time_us.sum() / makespan_us
   return len(simulation.device), makespan_us / 1000, speed_up
+
+
+def _model(name: str, preset: str, num: int):
+  """Returns a model, and the types of `num` times its batch and its labels."""
+  benchmark = benchmark_models.build(benchmark_models.sizes_for(name, preset))
+  rows = num * benchmark.labels.shape[0]
+  inputs = tuple(_with_rows(x, rows) for x in benchmark.inputs)
+  return OneArgument(benchmark.model), (
+    inputs,
+    _with_rows(benchmark.labels, rows),
+  )
+
+
+def _decoder(num: int):
+  """Returns a decoder of GPT-2 medium's sizes, and types as `_model` does."""
+  length = 512
+  model = keras_models.decoder(24, 1024, 16, length, 50_257)
+  tokens = tf.TensorSpec([num * _SEQUENCES, length], tf.int32)
+  return model, (tokens, tokens)
 
 
 def _with_rows(spec: tf.TensorSpec, rows: int) -> tf.TensorSpec:
@@ -104,7 +120,9 @@ def main(argv: list[str]) -> None:
 def define_flags() -> None:
   """Defines the flags, when this is the program that runs."""
   presets = benchmark_models.PRESETS
-  flags.DEFINE_enum("model", "transformer", list(presets["full"]), "Which.")
+  flags.DEFINE_enum(
+    "model", "transformer", [*presets["full"], DECODER], "Which."
+  )
   flags.DEFINE_enum("preset", "full", list(presets), "Its sizes.")
   flags.DEFINE_list("micro_batches", ["1", "2", "4", "8"], "Numbers to try.")
   flags.DEFINE_string(
