@@ -44,9 +44,7 @@ def plan_micro_batches(
     limited = pipeline if most == num else limit_in_flight(pipeline, most)
     splits = pipeline_splits(limited, cluster, most)
     try:
-      found = plan(
-        limited, cluster, order=order, pipelines=splits, **arguments
-      )
+      found = plan(limited, cluster, order=order, pipelines=splits, **arguments)
     except InfeasiblePlacementError as error:
       first_error = first_error or error
     else:

@@ -45,9 +45,7 @@ def pipeline_splits(
       chosen = None
       for fraction in _MEMORY_FRACTIONS:
         part = cluster.with_memory_fraction(fraction)
-        costs = _costs(
-          graph, line, part, cuts, num_stages, num, most_in_flight
-        )
+        costs = _costs(graph, line, part, cuts, num_stages, num, most_in_flight)
         if chosen is not None and fits(costs, chosen):
           continue
         chosen = best_cuts(costs, num)

@@ -54,9 +54,9 @@ class StageCosts:
 
 
 def best_cuts(costs: StageCosts, num_micro_batches: int) -> np.ndarray | None:
-  """Returns the cuts with the least estimate, int64 `[p + 1]`; None if none fit.
+  """Returns the cuts with the least estimate, or None if none fit the memory.
 
-  They begin with 0 and end with q; every stage has something in it.
+  Int64 `[p + 1]`, from 0 to q; every stage has something in it.
 
   Args:
     costs: of the stages on each of p devices.
