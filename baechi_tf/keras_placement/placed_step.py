@@ -69,6 +69,8 @@ class PlacedStep:
     self._model = model
     self._layout = layout
     self._trains = trains is not None
+    # Keras makes a new one in each `compile`.
+    self._compiled = model._compile_config
     self._placed = []  # of each trace the batch's types, and the placed graph
 
   def add(self, specs: Any, step: StepGraph, device_of: Mapping) -> None:
@@ -89,6 +91,15 @@ class PlacedStep:
         f"model {self._model.name!r} is placed and cannot run eagerly: compile"
         " it with run_eagerly=False and place it again"
       )
+    if self._compiled is not self._model._compile_config:
+      if self._trains:
+        raise ValueError(
+          f"model {self._model.name!r} was compiled anew after it was placed,"
+          " and its plan is of the step from before: call"
+          " baechi_tf.place_keras again"
+        )
+      self._compiled = self._model._compile_config
+      self._placed = []  # they have the losses and metrics from before
     step, placed = self._for(batch_specs(data))
     return _call(step, placed, data)
 
@@ -111,7 +122,7 @@ class PlacedStep:
       if device is None and self._trains:
         raise ValueError(
           f"model {self._model.name!r} has a variable that its plan lacks,"
-          f" {variable.path!r}: it was compiled anew after it was placed; call"
+          f" {variable.path!r}: it was changed after it was placed; call"
           " baechi_tf.place_keras again"
         )
       if device is not None:

@@ -245,11 +245,15 @@ def test_second_placement_replaces_the_first(cluster):
 def test_model_compiled_anew_is_refused_until_placed_again(cluster):
   model = tiny()
   place(model, cluster, ONE_HOT)
-  model.compile("adam", "mse")
+  model.fit(X, ONE_HOT, verbose=0)
+  model.evaluate(X, ONE_HOT, verbose=0)
+  model.compile("adam", "mae")
   with pytest.raises(ValueError, match="compiled anew after it was placed"):
-    model.train_on_batch(X, ONE_HOT)
+    model.fit(X, ONE_HOT, verbose=0)  # batches of a shape that it knows
+  loss = np.abs(model.predict(X, verbose=0) - ONE_HOT).mean()
+  assert model.evaluate(X, ONE_HOT, verbose=0) == pytest.approx(loss)
   place(model, cluster, ONE_HOT)
-  model.train_on_batch(X, ONE_HOT)
+  model.fit(X, ONE_HOT, verbose=0)
 
 
 def test_measured_costs_leave_the_model_as_it_is(cluster):
