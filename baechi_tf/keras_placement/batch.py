@@ -9,33 +9,51 @@ from baechi_tf.python_item import as_tensors
 
 
 def as_batch(batch: Any) -> Any:
-  """Returns the arrays in a batch as tensors."""
+  """Returns the arrays in a batch as tensors.
+
+  Raises:
+    ValueError: the batch is, or has in it, a whole data set.
+  """
 
   def as_tensor(value):
+    if isinstance(value, tf.data.Dataset):
+      raise ValueError(
+        "example_batch is a tf.data.Dataset, must be one batch of it:"
+        " next(iter(dataset))"
+      )
     known = value is None or tf.is_tensor(value)
     return value if known else as_tensors(value)
 
   return tf.nest.map_structure(as_tensor, batch)
 
 
-def check_batch(batch: Any) -> int:
+def check_batch(batch: Any, any_structure: bool = False) -> int:
   """Returns the number of examples in a batch.
 
   Args:
     batch: a tuple as a `tf.data.Dataset` gives it to `fit`, of tensors.
+    any_structure: whether another structure of tensors will do, because the
+      model's own training step takes the batch apart.
 
   Raises:
     ValueError: the batch is no tuple of (inputs, targets) or (inputs, targets,
-      sample weights), is empty, or its tensors have different numbers of rows.
+      sample weights), has single values or no examples, or its tensors have
+      different numbers of rows.
   """
-  if not isinstance(batch, tuple) or not 1 <= len(batch) <= 3:
+  is_tuple = isinstance(batch, tuple) and 1 <= len(batch) <= 3
+  if not is_tuple and not any_structure:
     raise ValueError(
       "example_batch must be a tuple (x, y) or (x, y, sample_weight), as a"
       f" tf.data.Dataset gives it to fit; got {type(batch).__name__}"
     )
   shapes = [x.shape for x in tf.nest.flatten(batch) if tf.is_tensor(x)]
-  rows = [x[0] for x in shapes if x.rank]
-  if not rows or min(rows) < 1 or len(rows) < len(shapes):
+  if any(x.rank == 0 for x in shapes):
+    raise ValueError(
+      "example_batch has a single value where a row for each example belongs:"
+      " make lists of values NumPy arrays"
+    )
+  rows = [x[0] for x in shapes]
+  if not rows or min(rows) < 1:
     raise ValueError(
       f"example_batch needs at least one example, got {_shapes(shapes)}"
     )

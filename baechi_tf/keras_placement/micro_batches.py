@@ -82,10 +82,11 @@ def check_divisible(model: keras.Model, train_step: Callable) -> None:
     train_step: its own step, not the one of an earlier placement.
 
   Raises:
-    ValueError: the model computes its step or its loss itself.
+    ValueError: the model computes its step or its loss itself, or a layer
+      keeps a state for each row of the batch.
   """
   where = f"micro_batches: model {model.name!r}"
-  if getattr(train_step, "__func__", None) is not keras.Model.train_step:
+  if not is_keras_step(train_step):
     raise ValueError(
       f"{where} has a train_step of its own, and how to cut it is not known:"
       " use Keras' train_step with compile(loss=…), or micro_batches=1"
@@ -101,6 +102,18 @@ def check_divisible(model: keras.Model, train_step: Callable) -> None:
       f"{where} is compiled without a loss: give compile one, or use"
       " micro_batches=1"
     )
+  for layer in model._flatten_layers():
+    if getattr(layer, "stateful", False):
+      raise ValueError(
+        f"{where} has a layer with stateful=True, {layer.name!r}, whose state"
+        " has a row for each of the whole batch: use stateful=False, or"
+        " micro_batches=1"
+      )
+
+
+def is_keras_step(train_step: Callable) -> bool:
+  """Returns whether a model's training step is the one of `keras.Model`."""
+  return getattr(train_step, "__func__", None) is keras.Model.train_step
 
 
 def notes_of(model: keras.Model) -> tuple[str, ...]:

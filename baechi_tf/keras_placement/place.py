@@ -17,6 +17,7 @@ from baechi_tf.keras_placement.batch import check_batch
 from baechi_tf.keras_placement.checks import check_devices
 from baechi_tf.keras_placement.checks import check_model
 from baechi_tf.keras_placement.lost_process import report_lost_processes
+from baechi_tf.keras_placement.micro_batches import is_keras_step
 from baechi_tf.keras_placement.placed_step import Layout
 from baechi_tf.keras_placement.placed_step import own_step
 from baechi_tf.keras_placement.placed_step import PlacedStep
@@ -62,8 +63,9 @@ def place_keras(
       batch. Placed before, it is placed anew.
     cluster: the devices, by the names that TensorFlow knows them under; the
       first is the one that data sets put batches on.
-    example_batch: `(x, y)` or `(x, y, sample_weight)`, a batch as large as the
-      largest that the model will train on; memory is planned for it.
+    example_batch: `(x, y)` or `(x, y, sample_weight)`, or what a `train_step`
+      of the model's own takes; a batch as large as the largest that the model
+      will train on, because memory is planned for it.
     micro_batches: the number of slices of a batch that the training step takes
       one after another, so that devices work on several at a time; their
       gradients are added up for one update. "auto" plans with 1, 2, 4 and 8,
@@ -101,8 +103,10 @@ def place_keras(
   check_devices(cluster)
   source.check_types(cluster)
   batch = as_batch(example_batch)
-  num_examples = check_batch(batch)
   own = {name: own_step(model, name) for name in _STEPS}
+  num_examples = check_batch(
+    batch, any_structure=not is_keras_step(own["train_step"])
+  )
   if not source.measured_types(cluster):
     source = dataclasses.replace(source, batch_size=num_examples)
   specs = batch_specs(batch, any_rows=True)

@@ -89,7 +89,8 @@ class PlacedStep:
     if tf.executing_eagerly():
       raise ValueError(
         f"model {self._model.name!r} is placed and cannot run eagerly: compile"
-        " it with run_eagerly=False and place it again"
+        " it with run_eagerly=False and place it again, and leave"
+        " tf.config.run_functions_eagerly off"
       )
     if self._compiled is not self._model._compile_config:
       if self._trains:

@@ -212,6 +212,13 @@ def single(kind=keras.Model, loss="mse", layer=None):
   return model
 
 
+def stateful():
+  image = keras.Input(batch_shape=(8, 2, 4))
+  model = keras.Model(image, layers.SimpleRNN(3, stateful=True)(image))
+  model.compile("sgd", "mse")
+  return model
+
+
 def batch_mean(y_true, y_pred):
   return keras.ops.mean((y_true - y_pred) ** 2)
 
@@ -232,6 +239,7 @@ def batch_mean(y_true, y_pred):
       "reduction=None",
     ),
     (lambda: single(layer=AddsLoss()), 2, "adds a loss of its own"),
+    (stateful, 2, "stateful=True"),
   ],
 )
 def test_bad_input_is_one_clear_error(make, num, message, cluster):

@@ -256,6 +256,33 @@ def test_model_compiled_anew_is_refused_until_placed_again(cluster):
   model.fit(X, ONE_HOT, verbose=0)
 
 
+class OwnBatch(OwnStep):
+  def train_step(self, data):
+    return super().train_step((data["x"], data["y"]))
+
+
+def test_own_step_takes_a_batch_of_its_own_structure(cluster):
+  batches = tf.data.Dataset.from_tensor_slices({"x": X, "y": ONE_HOT}).batch(
+    BATCH
+  )
+
+  def make():
+    keras.utils.set_random_seed(0)
+    image = keras.Input((8,))
+    model = OwnBatch(image, layers.Dense(3)(image))
+    model.compile("adam", "mse")
+    return model
+
+  expected, model = make(), make()
+  baechi_tf.place_keras(
+    model, cluster, next(iter(batches)), estimate=True, placer="m_topo"
+  )
+  for one in (expected, model):
+    one.fit(batches, shuffle=False, verbose=0)
+  for a, b in zip(model.get_weights(), expected.get_weights(), strict=True):
+    np.testing.assert_array_equal(a, b)
+
+
 def test_measured_costs_leave_the_model_as_it_is(cluster):
   model = tiny()
   before = model.get_weights()
@@ -277,6 +304,8 @@ def test_measured_costs_leave_the_model_as_it_is(cluster):
     (tiny, [X, Y], r"must be a tuple \(x, y\)"),
     (tiny, (X, Y[:5]), "as many examples in each tensor"),
     (tiny, (X[:0], Y[:0]), "at least one example"),
+    (tiny, (X.tolist(), ONE_HOT), "make lists of values NumPy arrays"),
+    (tiny, tf.data.Dataset.from_tensors((X, Y)), r"next\(iter\(dataset\)\)"),
     (tiny, (X[:, :3], ONE_HOT), "incompatible with the layer"),
   ],
 )
