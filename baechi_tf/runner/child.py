@@ -8,6 +8,7 @@ import contextlib
 import dataclasses
 import json
 import os
+import pathlib
 import re
 import selectors
 import signal
@@ -17,8 +18,6 @@ import time
 from collections.abc import Mapping
 from collections.abc import Sequence
 from typing import Any
-
-import baechi_tf
 
 _TAIL_LINES = 6
 # What TensorFlow logs of any process, such as that there is no GPU.
@@ -165,7 +164,7 @@ def _await_loss(children: Sequence[Child]) -> None:
 
 def _environment(environment: Mapping[str, str]) -> dict[str, str]:
   kept = {k: v for k, v in environment.items() if k.lower() not in _PROXIES}
-  root = os.path.dirname(os.path.dirname(os.path.abspath(baechi_tf.__file__)))
+  root = str(pathlib.Path(__file__).resolve().parents[2])
   paths = [root, *filter(None, [kept.get("PYTHONPATH")])]
   return {
     **kept,
