@@ -65,12 +65,12 @@ def serve(worker: Worker, question: Mapping[str, Any]) -> dict[str, Any]:
   """Starts a server for the task."""
   import tensorflow as tf
 
-  from baechi_tf.runner import connection
+  from baechi_tf.runner import client
 
   config = tf.compat.v1.ConfigProto(
     device_count={"CPU": worker.settings["num_cpus"]},
     intra_op_parallelism_threads=worker.settings["intra_op"],
-    inter_op_parallelism_threads=connection.num_ops_at_once(),
+    inter_op_parallelism_threads=client.num_ops_at_once(),
   )
   worker.server = tf.distribute.Server(
     tf.train.ClusterSpec(_spec(question["cluster"])),
@@ -86,12 +86,12 @@ def connect(worker: Worker, question: Mapping[str, Any]) -> dict[str, Any]:
   """Makes this process the client: one of the tasks, or alone."""
   import tensorflow as tf
 
-  from baechi_tf.runner import connection
+  from baechi_tf.runner import client
 
   task = Task(
     question["job"], question["index"], (), worker.settings["num_cpus"]
   )
-  connection.become_client(
+  client.become_client(
     task, _spec(question["cluster"]), intra_op=worker.settings["intra_op"]
   )
   devices = [x.name for x in tf.config.list_logical_devices()]
