@@ -94,7 +94,7 @@ def plan_to_run(
   if missing:
     return None, (
       f"{missing:,} of {len(item.op_names):,} ops have no device: the model was"
-      " not placed by baechi, there is nothing to predict, and TensorFlow puts"
-      " these ops where it likes",
+      " not placed by baechi, or by another signature, there is nothing to"
+      " predict, and TensorFlow puts these ops where it likes",
     )
   return dict(written), ()
