@@ -51,10 +51,7 @@ def add_parser(subparsers) -> None:
   )
   model_input.add_cluster_arguments(parser)
   add_json(parser)
-  model_input.add_step_arguments(parser)
-  model_input.add_rewrite_argument(parser)
-  model_input.add_input_arguments(parser)
-  model_input.add_cost_arguments(parser)
+  model_input.add_model_arguments(parser)
 
 
 def run(args: argparse.Namespace) -> None:

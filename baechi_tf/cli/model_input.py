@@ -23,6 +23,14 @@ def is_cost_graph(path: str) -> bool:
   return path.endswith(".json")
 
 
+def add_model_arguments(parser: argparse.ArgumentParser) -> None:
+  """Adds what says which step of a model is planned, and at what costs."""
+  add_step_arguments(parser)
+  add_rewrite_argument(parser)
+  add_input_arguments(parser)
+  add_cost_arguments(parser)
+
+
 def add_step_arguments(parser: argparse.ArgumentParser) -> None:
   """Adds what says which step of a TensorFlow model is meant."""
   group = parser.add_argument_group("the step (not for cost graphs)")

@@ -114,10 +114,7 @@ def add_parser(subparsers) -> None:
     help="copy what symbolic links out of the model lead to",
   )
   add_json(parser)
-  model_input.add_step_arguments(parser)
-  model_input.add_rewrite_argument(parser)
-  model_input.add_input_arguments(parser)
-  model_input.add_cost_arguments(parser)
+  model_input.add_model_arguments(parser)
 
 
 def _add_search_arguments(parser: argparse.ArgumentParser) -> None:
