@@ -47,7 +47,10 @@ def add_parser(subparsers) -> None:
     "placement", type=path, metavar="PLAN", help="the plan of it"
   )
   parser.add_argument(
-    "ops", nargs="+", metavar="OP", help="the names of the ops, in full"
+    "ops",
+    nargs="+",
+    metavar="OP",
+    help="the names of the ops, or their last parts where no other op ends so",
   )
   model_input.add_cluster_arguments(parser)
   add_json(parser)
@@ -72,13 +75,16 @@ def run(args: argparse.Namespace) -> None:
 
 
 def _index(graph: OpGraph, name: str) -> int:
-  """Returns an op's index.
+  """Returns the index of an op that is named in full, or by the end of it.
 
   Raises:
-    ValueError: there is no such op.
+    ValueError: there is no such op, or several end so.
   """
   if name in graph.index:
     return graph.index[name]
+  ending = [x for x in graph.names if name and x.endswith(f"/{name}")]
+  if len(ending) == 1:
+    return graph.index[ending[0]]
   near = [x for x in graph.names if name and name in x][:3]
   near = near or difflib.get_close_matches(name, graph.names, 3)
   hint = f"; did you mean {' or '.join(map(repr, near))}?" if near else ""

@@ -160,6 +160,19 @@ def test_explain_says_what_a_move_would_do(capsys, spread):
   ]
 
 
+def test_explain_takes_the_end_of_a_name(capsys, scratch):
+  nodes = [op("x/a"), op("x/b"), op("y/b")]
+  costs = {"directed": True, "nodes": nodes, "edges": []}
+  (scratch / "graph.json").write_text(json.dumps(costs))
+  plan = {"placement": dict.fromkeys(("x/a", "x/b", "y/b"), "/device:CPU:0")}
+  (scratch / "plan.json").write_text(json.dumps(plan))
+  arguments = ("explain", "graph.json", "plan.json", "--cluster=cluster.toml")
+  assert baechi(*arguments, "a") == 0
+  assert capsys.readouterr().out.startswith("x/a is on /device:CPU:0")
+  error = complaint(capsys, *arguments, "b")
+  assert "did you mean 'x/b' or 'y/b'?" in error
+
+
 def test_explain_of_an_unknown_op_names_near_ones(capsys, spread, scratch):
   model, plan, cluster = spread
   error = complaint(capsys, "explain", model, plan, "bb", cluster)
