@@ -10,8 +10,8 @@ from baechi_tf.micro_batch_graph import as_pipeline
 from baechi_tf.micro_batch_graph import limit_in_flight
 from baechi_tf.micro_batch_plan import plan_micro_batches
 from baechi_tf.micro_batch_stages import pipeline_splits
+from baechi_tf.peak_memory import overflow
 from baechi_tf.search.budget import Budget
-from baechi_tf.simulator import overflow
 from baechi_tf.simulator import simulate
 from tests import contracts
 from tests.contracts import Op
