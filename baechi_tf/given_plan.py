@@ -1,5 +1,6 @@
 """A plan that was made elsewhere, or edited by hand: checked and priced."""
 
+import dataclasses
 import os
 import time
 from collections.abc import Callable
@@ -18,7 +19,7 @@ from baechi_tf.placement import read_placement
 from baechi_tf.planner import APART
 from baechi_tf.planner import Candidate
 from baechi_tf.planner import Plan
-from baechi_tf.simulator import simulate
+from baechi_tf.simulator import follow
 
 GIVEN = "given"  # the placer of a plan that no placer made
 
@@ -53,15 +54,10 @@ def read_plan(
   begin = time.perf_counter()
   graph, kept_pins = pinned_graph(graph, cluster, pins)
   given = read_placement(path, graph, cluster)
-  keeps_order = order and given.order is not None
+  if not order:
+    given = dataclasses.replace(given, order=None)
   progress("simulating")
-  simulation = simulate(
-    graph,
-    cluster,
-    given.device,
-    policy="strict" if keeps_order else "executor",
-    order=given.order if keeps_order else None,
-  )
+  simulation = follow(graph, cluster, given)
   problem = overflow(graph, cluster, simulation)
   if problem is not None:
     raise InfeasiblePlacementError(f"{os.fspath(path)}: {problem}")
@@ -73,16 +69,16 @@ def read_plan(
       graph.names,
       cluster.device_names,
       simulation.device,
-      order=simulation.order if keeps_order else None,
+      order=None if given.order is None else simulation.order,
       makespan_us=simulation.makespan_us,
       lower_bound_us=bound.us,
     ),
     chosen=chosen,
     bound=bound,
     candidates=(chosen,),
-    ordered_ops=ops_worth_ordering(graph, cluster, simulation)
-    if keeps_order
-    else (),
+    ordered_ops=()
+    if given.order is None
+    else ops_worth_ordering(graph, cluster, simulation),
     num_coarse_ops={},
     pins=kept_pins,
     notes=tuple(x.note for x in kept_pins),

@@ -18,7 +18,27 @@ from baechi_tf.rewrites.replicate_constant import is_small_constant
 _FIELDS = ("job", "replica", "task", "device_type", "device_index")
 
 
-def ignored_note(item: GraphItem) -> tuple[str, ...]:
+def with_own_devices(
+  graph: OpGraph, item: GraphItem, cluster: Cluster, *, keep: bool
+) -> tuple[OpGraph, tuple[str, ...]]:
+  """Returns a graph and notes on the devices that its model has already.
+
+  Args:
+    graph: the item's planned ops.
+    item: the model.
+    cluster: the devices.
+    keep: whether the devices become pins; else they are ignored.
+
+  Raises:
+    ValueError: a device to keep is none or several of the cluster's, or nodes
+      that must share a device have different ones.
+  """
+  if keep:
+    return _with_kept_devices(graph, item, cluster)
+  return graph, _ignored_note(item)
+
+
+def _ignored_note(item: GraphItem) -> tuple[str, ...]:
   """Returns a note on the devices of planned ops, none if there are none."""
   count = len(_device_of_node(item))
   if not count:
@@ -30,20 +50,8 @@ def ignored_note(item: GraphItem) -> tuple[str, ...]:
   )
 
 
-def with_kept_devices(
-  graph: OpGraph, item: GraphItem, cluster: Cluster
-) -> tuple[OpGraph, tuple[str, ...]]:
-  """Returns a graph with the model's devices as pins, and a note on them.
-
-  Args:
-    graph: the item's planned ops.
-    item: the model.
-    cluster: the devices.
-
-  Raises:
-    ValueError: a node's device is none or several of the cluster's, or nodes
-      that must share a device have different ones.
-  """
+def _with_kept_devices(graph, item, cluster):
+  """Returns a graph with the model's devices as pins, and a note on them."""
   pin = np.full(graph.num_ops, FREE)
   known = {}  # of each name of a device, its index
   devices = _device_of_node(item)

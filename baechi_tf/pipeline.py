@@ -37,8 +37,7 @@ from baechi_tf.graph_files import read_graph_file
 from baechi_tf.graph_import import op_graph_from_item
 from baechi_tf.graph_item import GraphItem
 from baechi_tf.graph_item import read_item
-from baechi_tf.model_devices import ignored_note
-from baechi_tf.model_devices import with_kept_devices
+from baechi_tf.model_devices import with_own_devices
 from baechi_tf.order_edges import order_edges
 from baechi_tf.order_edges import OrderEdges
 from baechi_tf.output_path import OutputPath
@@ -157,9 +156,9 @@ def place(
     model, signature=signature, fetches=fetches, tags=tags, rewrite=rewrite
   )
   costed = cost_item(item, cluster, source, progress)
-  graph, notes = costed.graph, ignored_note(item)
-  if keep_devices:
-    graph, notes = with_kept_devices(graph, item, cluster)
+  graph, notes = with_own_devices(
+    costed.graph, item, cluster, keep=keep_devices
+  )
   arguments = {"order": order, "pins": pins, "progress": progress}
   if plan is not None:
     planned = read_plan(plan, graph, cluster, **arguments)

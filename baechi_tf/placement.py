@@ -132,6 +132,25 @@ def read_placement(
       cluster; the message names the file.
     OSError: the file cannot be read.
   """
+  device_of, order = read_names(path)
+  try:
+    return placement_for(graph, cluster, device_of, order)
+  except ValueError as error:
+    raise ValueError(f"{path}: {error}") from None
+
+
+def read_names(
+  path: str | os.PathLike,
+) -> tuple[dict[str, str], list[str] | None]:
+  """Returns op name -> device name in a placement file, and the order of ops.
+
+  The order is None if the file has none. Whose ops and devices they are is not
+  checked.
+
+  Raises:
+    ValueError: the file is not a placement; the message names the file.
+    OSError: the file cannot be read.
+  """
   fields = read_json(path)
   device_of = fields.get("placement") if isinstance(fields, dict) else None
   if not isinstance(device_of, dict) or not all(
@@ -145,10 +164,7 @@ def read_placement(
     isinstance(order, list) and all(isinstance(name, str) for name in order)
   ):
     raise ValueError(f'{path}: "order" must be a list of the names of all ops')
-  try:
-    return placement_for(graph, cluster, device_of, order)
-  except ValueError as error:
-    raise ValueError(f"{path}: {error}") from None
+  return device_of, order
 
 
 def check_placement(

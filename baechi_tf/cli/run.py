@@ -5,7 +5,6 @@ import json
 import os
 from collections.abc import Mapping
 from collections.abc import Sequence
-from typing import Any
 
 from baechi_tf import atomic
 from baechi_tf.cli import model_input
@@ -17,9 +16,9 @@ from baechi_tf.cli.help import warn_of_open_server
 from baechi_tf.cli.progress import Progress
 from baechi_tf.cluster import Cluster
 from baechi_tf.costed_model import CostSource
-from baechi_tf.json_file import read_json
 from baechi_tf.output_path import file_output
 from baechi_tf.placement import placement_for
+from baechi_tf.placement import read_names
 from baechi_tf.reports.run_report import measured_devices
 from baechi_tf.reports.run_report import run_fields
 from baechi_tf.reports.run_report import run_text
@@ -140,7 +139,7 @@ def run(args: argparse.Namespace) -> None:
     warn_of_open_server()
   if args.serve:
     start.serve(cluster, args.host, args.task or 0)
-  planned = _read_plan(args.plan) if args.plan else None
+  planned, order = read_names(args.plan) if args.plan else (None, None)
   inputs, costs = model_input.input_source(args), None
   if args.profile or args.estimate:
     costs = model_input.cost_source(args, cluster, CostSource())
@@ -154,7 +153,7 @@ def run(args: argparse.Namespace) -> None:
     device_of, notes = written_plan.plan_to_run(
       item,
       written_plan.written_devices(item),
-      planned and planned["placement"],
+      planned,
       cluster.device_names,
     )
     graph, simulation = None, None
@@ -164,7 +163,7 @@ def run(args: argparse.Namespace) -> None:
         cluster,
         costs.for_values(values),
         device_of,
-        planned and planned.get("order"),
+        order,
         progress,
       )
     progress("starting the processes")
@@ -225,16 +224,6 @@ def _check(args: argparse.Namespace) -> None:
     raise ValueError(f"--steps {args.steps} must be at least 1")
   if args.warmup is not None and args.warmup < 0:
     raise ValueError(f"--warmup {args.warmup} must be at least 0")
-
-
-def _read_plan(plan: str) -> dict[str, Any]:
-  fields = read_json(plan)
-  device_of = fields.get("placement") if isinstance(fields, dict) else None
-  if not isinstance(device_of, dict):
-    raise ValueError(
-      f'{plan}: not a placement file: needs {{"placement": {{op: device}}}}'
-    )
-  return fields
 
 
 def _predict(

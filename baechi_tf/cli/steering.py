@@ -85,15 +85,11 @@ def with_devices(
   """
   if model.item is None:
     return model
-  # Imports TensorFlow.
-  from baechi_tf.model_devices import ignored_note
-  from baechi_tf.model_devices import with_kept_devices
+  from baechi_tf.model_devices import with_own_devices  # imports TensorFlow
 
-  graph = model.graph
-  if args.keep_devices:
-    graph, notes = with_kept_devices(graph, model.item, cluster)
-  else:
-    notes = ignored_note(model.item)
+  graph, notes = with_own_devices(
+    model.graph, model.item, cluster, keep=args.keep_devices
+  )
   return dataclasses.replace(model, graph=graph, notes=(*model.notes, *notes))
 
 
