@@ -8,7 +8,7 @@ others. The cuts with the least estimate are found by dynamic programming over
 the least sum for every longest stage that is allowed.
 """
 
-import dataclasses
+from typing import NamedTuple
 
 import numpy as np
 
@@ -17,8 +17,7 @@ from baechi_tf.compiled import compiled
 _ROUNDING = 1e-12  # sums that differ by less are equal
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
-class StageCosts:
+class StageCosts(NamedTuple):
   """What stages of a line with q + 1 possible cuts cost on p devices.
 
   All of one micro-batch. A stage is what is between two cuts; what comes before
@@ -29,7 +28,8 @@ class StageCosts:
       device.
     enter_us: float64 `[p, q + 1]`, what the transfers over each cut take of the
       processor of the device behind it.
-    leave_us: float64 `[p, q + 1]`, and of that of the device before it.
+    leave_us: float64 `[p, q + 1]`, what they take of the processor of the
+      device before the cut.
     hop_us: float64 `[p, q + 1]`, wall time of the transfers over each cut to
       and from the device behind it.
     channel_us: float64 `[p, q + 1]`, how long they keep a channel.
@@ -62,12 +62,9 @@ def best_cuts(costs: StageCosts, num_micro_batches: int) -> np.ndarray | None:
     costs: of the stages on each of p devices.
     num_micro_batches: how many the step has.
   """
-  arrays = tuple(
-    getattr(costs, field.name) for field in dataclasses.fields(costs)
-  )
   best, least_us, limit_us = None, np.inf, np.inf
   while True:
-    path_us, longest_us, cuts = _shortest_path(limit_us, *arrays)
+    path_us, longest_us, cuts = _shortest_path(limit_us, costs)
     if cuts[-1] < 0:
       return best
     estimate_us = path_us + (num_micro_batches - 1) * longest_us
@@ -86,24 +83,14 @@ def fits(costs: StageCosts, cuts: np.ndarray) -> bool:
 
 
 @compiled
-def _shortest_path(
-  limit_us,
-  times_us,
-  enter_us,
-  leave_us,
-  hop_us,
-  channel_us,
-  persistent_bytes,
-  kept_bytes,
-  received_bytes,
-  in_flight,
-  memory_bytes,
-):
+def _shortest_path(limit_us, costs):
   """Returns the least sum of stages and hops, its longest stage, and its cuts.
 
   No stage takes as long as the limit. The last cut is -1 if there is no way.
   """
-  num_stages, num_cuts = times_us.shape
+  num_stages, num_cuts = costs.times_us.shape
+  times_us, memory_bytes = costs.times_us, costs.memory_bytes
+  persistent_bytes, kept_bytes = costs.persistent_bytes, costs.kept_bytes
   last = num_cuts - 1
   path = np.full((num_stages + 1, num_cuts), np.inf)
   longest = np.zeros((num_stages + 1, num_cuts))
@@ -121,15 +108,16 @@ def _shortest_path(
           break
         if path[s, begin] == np.inf:
           continue
-        kept = kept_bytes[end] - kept_bytes[begin] + received_bytes[begin]
-        if held + in_flight[s] * kept > memory_bytes[s]:
+        kept = kept_bytes[end] - kept_bytes[begin] + costs.received_bytes[begin]
+        if held + costs.in_flight[s] * kept > memory_bytes[s]:
           continue
         hop, channel = 0.0, 0.0
         if s > 0:
-          taken += enter_us[s, begin]
-          hop, channel = hop_us[s, begin], channel_us[s, begin]
+          taken += costs.enter_us[s, begin]
+          hop = costs.hop_us[s, begin]
+          channel = costs.channel_us[s, begin]
         if not is_last:
-          taken += leave_us[s, end]
+          taken += costs.leave_us[s, end]
         slowest = max(taken, channel)
         if slowest >= limit_us:
           continue
