@@ -3,22 +3,21 @@
 import argparse
 import json
 
-from baechi_tf import atomic
 from baechi_tf.cli import model_input
 from baechi_tf.cli import steering
 from baechi_tf.cli.help import add_json
-from baechi_tf.cli.help import add_report
 from baechi_tf.cli.help import add_subparser
 from baechi_tf.cli.help import path
 from baechi_tf.cli.place import add_planner_arguments
 from baechi_tf.cli.place import make_plan
 from baechi_tf.cli.place import summarize_plan
 from baechi_tf.cli.progress import Progress
+from baechi_tf.cli.report_output import add_report_alone
+from baechi_tf.cli.report_output import publish_report
+from baechi_tf.cli.report_output import report_output
 from baechi_tf.planner import BEST
 from baechi_tf.planner import Plan
 from baechi_tf.printable import printable
-from baechi_tf.reports.directory import report_output
-from baechi_tf.reports.directory import stage_report
 from baechi_tf.reports.quantities import duration
 from baechi_tf.reports.text import candidates
 from baechi_tf.simulator import Simulation
@@ -50,10 +49,7 @@ def add_parser(subparsers) -> None:
   )
   model_input.add_cluster_arguments(parser)
   add_planner_arguments(parser)
-  add_report(parser)
-  parser.add_argument(
-    "--overwrite", action="store_true", help="replace DIR if it exists"
-  )
+  add_report_alone(parser)
   steering.add_steering_arguments(parser)
   add_json(parser)
   model_input.add_model_arguments(parser)
@@ -62,27 +58,22 @@ def add_parser(subparsers) -> None:
 def run(args: argparse.Namespace) -> None:
   """Runs the subcommand."""
   cluster = steering.chosen_devices(args, model_input.read_devices(args))
-  output = None
-  if args.report:
-    output = report_output(args.report, args.overwrite)
-    output.check(apart_from=(args.model, args.cluster))
+  output = report_output(args, args.model, args.cluster)
   with Progress() as progress:
     model = model_input.read_model(args, cluster, progress)
     model = steering.with_devices(args, model, cluster)
     planned = make_plan(args, model, cluster, BEST, progress)
   summary = summarize_plan(args, model, cluster, planned)
   if output:
-    with atomic.publishing() as outputs:
-      stage_report(
-        outputs,
-        output,
-        summary,
-        model.graph,
-        cluster,
-        planned.simulation,
-        planned.placement,
-        _others(planned),
-      )
+    publish_report(
+      output,
+      summary,
+      model.graph,
+      cluster,
+      planned.simulation,
+      planned.placement,
+      _others(planned),
+    )
   seconds = {
     x.placer: planned.timings_s[f"placing with {x.placer}"]
     for x in planned.candidates

@@ -57,17 +57,6 @@ def add_json(parser: argparse.ArgumentParser) -> None:
   )
 
 
-def add_report(parser: argparse.ArgumentParser) -> None:
-  """Adds `--report`."""
-  parser.add_argument(
-    "--report",
-    metavar="DIR",
-    type=path,
-    help="also write a report: a page for a browser, a summary, a trace for"
-    " Perfetto or chrome://tracing, and the plan",
-  )
-
-
 def warn_of_open_server() -> None:
   """Warns on stderr that a server of TensorFlow is about to be reachable."""
   print(

@@ -11,10 +11,11 @@ from baechi_tf.cli import steering
 from baechi_tf.cli import verification
 from baechi_tf.cli.help import add_json
 from baechi_tf.cli.help import add_network
-from baechi_tf.cli.help import add_report
 from baechi_tf.cli.help import add_subparser
 from baechi_tf.cli.help import path
 from baechi_tf.cli.progress import Progress
+from baechi_tf.cli.report_output import add_report
+from baechi_tf.cli.report_output import report_output
 from baechi_tf.cluster import Cluster
 from baechi_tf.costed_model import CostedModel
 from baechi_tf.given_plan import GIVEN
@@ -27,7 +28,6 @@ from baechi_tf.planner import NO_SEARCH
 from baechi_tf.planner import Plan
 from baechi_tf.planner import plan
 from baechi_tf.printable import printable
-from baechi_tf.reports.directory import report_output
 from baechi_tf.reports.directory import stage_report
 from baechi_tf.reports.summary import summarize
 from baechi_tf.reports.summary import Summary
@@ -231,7 +231,7 @@ def summarize_plan(
     model: the model and its costs.
     cluster: the devices.
     planned: the plan.
-    notes: what a reader should know beside what model and plan say.
+    notes: sentences for the reader, beside the notes of the model and the plan.
     verification: the plans that were run, if any was to be.
   """
   is_given = planned.chosen.placer == GIVEN
@@ -268,10 +268,7 @@ def run(args: argparse.Namespace) -> None:
     tasks_of(cluster.device_names)  # complains of names not TensorFlow's
     output = placed_output(args.model, args.output, args.overwrite)
   output.check(apart_from=_inputs(args))
-  report_to = None
-  if args.report:
-    report_to = report_output(args.report, args.overwrite)
-    report_to.check(apart_from=(*_inputs(args), args.output))
+  report_to = report_output(args, *_inputs(args), args.output)
   with Progress() as progress:
     model = model_input.read_model(args, cluster, progress)
     model = steering.with_devices(args, model, cluster)

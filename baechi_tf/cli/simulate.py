@@ -4,19 +4,18 @@ import argparse
 import json
 import os
 
-from baechi_tf import atomic
 from baechi_tf.bounds import lower_bound
 from baechi_tf.cli import model_input
 from baechi_tf.cli.help import add_json
-from baechi_tf.cli.help import add_report
 from baechi_tf.cli.help import add_subparser
 from baechi_tf.cli.help import path
 from baechi_tf.cli.progress import Progress
+from baechi_tf.cli.report_output import add_report_alone
+from baechi_tf.cli.report_output import publish_report
+from baechi_tf.cli.report_output import report_output
 from baechi_tf.peak_memory import overflow
 from baechi_tf.placement import InfeasiblePlacementError
 from baechi_tf.placement import read_placement
-from baechi_tf.reports.directory import report_output
-from baechi_tf.reports.directory import stage_report
 from baechi_tf.reports.summary import summarize
 from baechi_tf.reports.text import report
 from baechi_tf.simulator import follow
@@ -52,10 +51,7 @@ def add_parser(subparsers) -> None:
     "placement", type=path, metavar="PLACEMENT", help="the plan"
   )
   model_input.add_cluster_arguments(parser)
-  add_report(parser)
-  parser.add_argument(
-    "--overwrite", action="store_true", help="replace DIR if it exists"
-  )
+  add_report_alone(parser)
   add_json(parser)
   model_input.add_model_arguments(parser)
 
@@ -64,10 +60,7 @@ def run(args: argparse.Namespace) -> None:
   """Runs the subcommand."""
   cluster = model_input.read_devices(args)
   os.stat(args.placement)  # complains, if so, before the work
-  output = None
-  if args.report:
-    output = report_output(args.report, args.overwrite)
-    output.check(apart_from=(args.model, args.placement, args.cluster))
+  output = report_output(args, args.model, args.placement, args.cluster)
   with Progress() as progress:
     model = model_input.read_model(args, cluster, progress)
     placement = read_placement(args.placement, model.graph, cluster)
@@ -87,16 +80,7 @@ def run(args: argparse.Namespace) -> None:
   if args.json:
     text = json.dumps(summary.fields())
   if output:
-    with atomic.publishing() as outputs:
-      stage_report(
-        outputs,
-        output,
-        summary,
-        model.graph,
-        cluster,
-        simulation,
-        placement,
-      )
+    publish_report(output, summary, model.graph, cluster, simulation, placement)
   print(text)
   problem = overflow(model.graph, cluster, simulation)
   if problem:

@@ -46,14 +46,14 @@ def stage_report(
   """Adds a report to outputs that are published together.
 
   Args:
-    outputs: what is published together.
+    outputs: the outputs that are published together.
     output: the report's path.
     summary: the figures of the plan.
     graph: the ops and their costs.
     cluster: the devices.
-    simulation: of the plan.
+    simulation: the plan's predicted step.
     placement: the plan.
-    others: other plans to show beside it, by what they are called.
+    others: predicted steps of other plans to show, by the plans' names.
 
   Raises:
     OSError: it cannot be written.
