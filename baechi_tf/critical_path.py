@@ -1,4 +1,4 @@
-"""What a predicted step waits for: the chain of ops and transfers that is last.
+"""The critical path of a predicted step: the chain of waits that ends it.
 
 From the op that ends last back to the start: whatever could not begin earlier
 had to wait for the latest of what it needs, which are an op's inputs and its
@@ -27,7 +27,7 @@ class Link:
 
   Attributes:
     kind: `OP` or `TRANSFER`.
-    index: of the op, or of the transfer in `Simulation.transfer_tensor`.
+    index: the op's index, or the transfer's in `Simulation.transfer_tensor`.
     waited_for: why it did not begin earlier: an `INPUT` was not there, its
       `DEVICE` or its `CHANNEL` was busy; `START` if it waited for nothing.
   """
@@ -70,8 +70,6 @@ class _Before:
     self._graph, self._simulation = graph, simulation
     device = simulation.device
     tensor, target = simulation.transfer_tensor, simulation.transfer_target
-    sent = zip(tensor.tolist(), target.tolist(), strict=True)
-    self._transfers = {key: t for t, key in enumerate(sent)}
     self._on_processor = _previous(
       simulation.order, [cluster.processor[device[simulation.order]]]
     )
@@ -95,7 +93,7 @@ class _Before:
     inputs = slice(graph.input_offsets[op], graph.input_offsets[op + 1])
     for tensor in graph.edge_tensor[graph.input_edges[inputs]].tolist():
       producer = int(graph.tensor_op[tensor])
-      t = self._transfers.get((tensor, k))
+      t = simulation.transfer_of.get((tensor, k))
       if simulation.device[producer] == k or t is None:
         end = simulation.finish_time_us[producer]
         found.append((end, 1, INPUT, OP, producer))
@@ -109,7 +107,7 @@ class _Before:
     return found
 
   def transfer(self, t):
-    """Returns the same of a transfer."""
+    """Returns what a transfer waits for, as `op` does for an op."""
     graph, simulation = self._graph, self._simulation
     producer = int(graph.tensor_op[simulation.transfer_tensor[t]])
     end = simulation.finish_time_us[producer]

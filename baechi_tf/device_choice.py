@@ -1,4 +1,4 @@
-"""Which of a cluster's devices a plan may use."""
+"""Clusters without the devices that a plan must not use."""
 
 import dataclasses
 from collections.abc import Collection

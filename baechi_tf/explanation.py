@@ -21,11 +21,11 @@ class Neighbour:
   """An op that makes an input of another, or takes its output.
 
   Attributes:
-    name: its name.
-    device: the name of its device.
-    num_bytes: what goes from one op to the other; 0 of a control edge.
-    arrives_us: when it is where it is taken; of an output on the same device,
-      when it is made.
+    name: the neighbour's name.
+    device: the name of the neighbour's device.
+    num_bytes: the size of the tensor between the two ops; 0 for a control edge.
+    arrives_us: when the tensor is on the device of the op that takes it; on one
+      device, when the op that makes it has finished.
   """
 
   name: str
@@ -36,13 +36,13 @@ class Neighbour:
 
 @dataclasses.dataclass(frozen=True)
 class Move:
-  """What the step would be with an op's group on another device.
+  """The predicted step if an op's group were on another device.
 
   Attributes:
-    device: its name.
-    makespan_us: the step.
-    lacking_bytes: what the devices that have too little memory lack then, by
-      name.
+    device: the other device's name.
+    makespan_us: the predicted step time.
+    lacking_bytes: the memory that devices would be short of, by device name;
+      empty if all have enough.
   """
 
   device: str
@@ -55,19 +55,19 @@ class Explanation:
   """Why an op is where it is.
 
   Attributes:
-    op: its name.
-    device: the name of its device.
-    start_us: when it starts.
-    finish_us: when it has finished.
-    makespan_us: the step as it is planned.
-    group: the other ops that must share its device.
-    group_persistent_bytes: what the group holds all the time.
+    op: the op's name.
+    device: the name of the op's device.
+    start_us: when the op starts.
+    finish_us: when the op has finished.
+    makespan_us: the predicted step time of the plan.
+    group: the names of the other ops that must share the op's device.
+    group_persistent_bytes: the memory that the op and its group hold for ever.
     is_on_client: whether the group has an input of the step, which the caller
       makes.
-    inputs: what it takes, the last to arrive first.
-    outputs: who takes what it makes, the most bytes first.
-    moves: what each other device would do to the step; none if the group is on
-      the client.
+    inputs: the ops whose outputs the op takes, the last to arrive first.
+    outputs: the ops that take the op's outputs, the largest tensor first.
+    moves: the predicted step for each other device that the group could be on;
+      none if the group is on the client.
   """
 
   op: str
@@ -128,13 +128,10 @@ def _neighbour(graph, cluster, simulation, edge, is_input) -> Neighbour:
   producer = int(graph.tensor_op[tensor])
   other = producer if is_input else consumer
   arrives_us = simulation.finish_time_us[producer]
-  target = simulation.device[consumer]
+  target = int(simulation.device[consumer])
   if simulation.device[producer] != target:
-    sent = np.flatnonzero(
-      (simulation.transfer_tensor == tensor)
-      & (simulation.transfer_target == target)
-    )
-    arrives_us = simulation.transfer_finish_us[sent[0]]
+    t = simulation.transfer_of[tensor, target]
+    arrives_us = simulation.transfer_finish_us[t]
   return Neighbour(
     graph.names[other],
     cluster.device_names[simulation.device[other]],

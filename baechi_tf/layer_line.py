@@ -159,10 +159,10 @@ def _over_cuts(weight, forward, back, num_groups) -> np.ndarray:
   """Returns the weights that go over each cut, float64 `[2, g + 1]`.
 
   Args:
-    weight: of each tensor.
-    forward: from and to which position each tensor goes forward.
-    back: to and from which it goes backward.
-    num_groups: g.
+    weight: `[m]`, the weight of each tensor.
+    forward: the positions that each tensor goes from and to, forward.
+    back: the positions that each tensor goes to and from, backward.
+    num_groups: the number of groups in the line.
   """
   result = np.zeros((2, num_groups + 2))
   for row, (a, b) in zip(result, (forward, back), strict=True):

@@ -12,7 +12,7 @@ import numpy as np
 
 from baechi_tf.cluster import Cluster
 from baechi_tf.op_graph import OpGraph
-from baechi_tf.shortage import memory_by_kind
+from baechi_tf.shortage import KINDS
 from baechi_tf.shortage import Shortage
 from baechi_tf.shortage import shortage_message
 from baechi_tf.simulator import Simulation
@@ -20,32 +20,16 @@ from baechi_tf.simulator import Simulation
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Held:
-  """What a device holds at one instant: bytes `[n]` of each op, by kind.
+  """The memory that a device holds at one instant.
 
   Attributes:
-    time_us: when.
-    persistent: int64 `[n]`, of the ops that are there.
-    outputs: int64 `[n]`, of the ops that are there.
-    temporary: int64 `[n]`, of the ops that run there.
-    received: int64 `[n]`, of what was sent there, by the op that made it.
+    time_us: the instant.
+    by_kind: int64 `[n]` for each of `shortage.KINDS`, the bytes of each op; of
+      received inputs, those of the op that made them.
   """
 
   time_us: float
-  persistent: np.ndarray
-  outputs: np.ndarray
-  temporary: np.ndarray
-  received: np.ndarray
-
-  @property
-  def by_kind(self) -> dict[str, np.ndarray]:
-    """The bytes of each op, by kind as messages name them."""
-    return dict(
-      zip(
-        memory_by_kind(0, 0, 0),
-        (self.persistent, self.outputs, self.temporary, self.received),
-        strict=True,
-      )
-    )
+  by_kind: dict[str, np.ndarray]
 
 
 def held_at_peak(graph: OpGraph, simulation: Simulation, k: int) -> Held:
@@ -69,13 +53,13 @@ def held_at_peak(graph: OpGraph, simulation: Simulation, k: int) -> Held:
   begin = simulation.transfer_start_us[arriving]
   copies = copies[_is_held(begin, copy_until[copies], at)]
   running = here & _is_held(start, finish, at)
-  return Held(
-    float(at),
+  held = (
     np.where(here, graph.persistent_bytes, 0),
     _by_op(graph, np.flatnonzero(outputs), graph.tensor_held_bytes),
     np.where(running, graph.temporary_bytes, 0),
     _by_op(graph, copies, graph.tensor_bytes),
   )
+  return Held(float(at), dict(zip(KINDS, held, strict=True)))
 
 
 def _by_op(graph, tensors, size) -> np.ndarray:

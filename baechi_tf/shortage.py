@@ -9,6 +9,7 @@ from baechi_tf.op_graph import OpGraph
 
 # A message names the devices that come nearest to fitting, and counts the rest.
 _MAX_DEVICES = 4
+KINDS = ("persistent", "outputs", "temporary", "received inputs")  # of memory
 _ADVICE = "A smaller batch, more memory or another device would help"
 
 
@@ -43,12 +44,8 @@ def memory_by_kind(
   persistent: int, outputs: int, temporary: int, received: int = 0
 ) -> dict[str, int]:
   """Returns bytes by kind, named as messages name them."""
-  return {
-    "persistent": int(persistent),
-    "outputs": int(outputs),
-    "temporary": int(temporary),
-    "received inputs": int(received),
-  }
+  sizes = map(int, (persistent, outputs, temporary, received))
+  return dict(zip(KINDS, sizes, strict=True))
 
 
 def group_memory(graph: OpGraph, group: int) -> dict[str, int]:

@@ -78,6 +78,14 @@ class Simulation:
     """Int64 `[D]`: each device's largest use at any instant."""
     return np.array([x.max() for x in self.memory_bytes], np.int64)
 
+  @functools.cached_property
+  def transfer_of(self) -> dict[tuple[int, int], int]:
+    """The index of each transfer, by its tensor and the device it goes to."""
+    sent = zip(
+      self.transfer_tensor.tolist(), self.transfer_target.tolist(), strict=True
+    )
+    return {tensor_and_target: t for t, tensor_and_target in enumerate(sent)}
+
 
 def simulate(
   graph: OpGraph,

@@ -117,7 +117,7 @@ def gradient_pairs(graph: OpGraph) -> np.ndarray:
 
 
 def is_gradient(name: str) -> bool:
-  """Whether an op is one of a backward pass, by its name."""
+  """Returns whether an op's name is that of an op of a backward pass."""
   return _TAPE in name or _GRADIENTS in name
 
 

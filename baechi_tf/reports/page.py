@@ -26,8 +26,6 @@ def page(
   cluster: Cluster,
   summary: Summary,
   plans: Sequence[dict[str, Any]],
-  *,
-  kind: str = "Placement report",
 ) -> Iterator[str]:
   """Yields the page's text.
 
@@ -35,8 +33,7 @@ def page(
     graph: the ops.
     cluster: the devices.
     summary: the figures of the first plan.
-    plans: of `page_data.plan_fields`, drawn below each other.
-    kind: what the page is.
+    plans: plans from `page_data.plan_fields`, drawn below each other.
   """
   notes = []
   if graph.num_ops > MOST_OPS:
@@ -44,7 +41,6 @@ def page(
       f"the timeline shows the {MOST_OPS:,} longest of {graph.num_ops:,} ops"
     )
   data = {
-    "kind": kind,
     "verdict": verdict(summary),
     "summary": summary.fields(),
     "devices": [

@@ -44,9 +44,10 @@ def labelled(cluster: Cluster) -> Cluster:
 
 
 def verdict(summary: Summary) -> str:
-  """Returns in words how good a plan is, and what is known of better ones."""
+  """Returns sentences on how fast a plan is, and how far from optimal."""
   one = summary.one_device
-  label = one.name.rsplit("/device:", 1)[-1]
+  names = [x.name for x in summary.devices]
+  label = short_names(names)[names.index(one.name)]
   step = duration(summary.makespan_us)
   num_devices = len(summary.devices)
   devices = f"{num_devices} device{'s' if num_devices > 1 else ''}"
@@ -58,7 +59,7 @@ def verdict(summary: Summary) -> str:
     )
   else:
     words += f"; it fits on none of them alone ({label} comes nearest)."
-  if summary.gap < 0.005:
+  if summary.is_optimal:
     return f"{words} No plan is faster under these costs."
   return (
     f"{words} No plan takes less than {duration(summary.lower_bound_us)}, so"
@@ -79,8 +80,8 @@ def plan_fields(
   Args:
     graph: the ops and their costs.
     cluster: the devices.
-    simulation: of the plan.
-    title: what the plan is called.
+    simulation: the plan's predicted step.
+    title: the plan's name on the page.
     explained: whether the ops that matter most are explained, for which their
       moves are simulated.
   """
@@ -129,7 +130,7 @@ def plan_fields(
 
 
 def critical_words(simulation: Simulation, path: Sequence[Link]) -> str:
-  """Returns what the time on a critical path goes to."""
+  """Returns sentences on how a critical path's time is spent."""
   if not path or not simulation.makespan_us:
     return "The step takes no time."
   ops = [x.index for x in path if x.kind == OP]

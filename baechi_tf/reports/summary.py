@@ -22,6 +22,7 @@ if TYPE_CHECKING:  # it imports TensorFlow, which cost graphs do not need
   from baechi_tf.costs.profile import Coverage
 
 Fields = dict[str, Any]
+_OPTIMAL_GAP = 0.005  # costs are not known more precisely than that
 
 
 @dataclasses.dataclass(frozen=True)
@@ -202,6 +203,11 @@ class Summary:
   pins: tuple[Pin, ...] | None = None
   verification: Verification | None = None
 
+  @property
+  def is_optimal(self) -> bool:
+    """Whether no plan is faster, as precisely as costs are known."""
+    return self.gap < _OPTIMAL_GAP
+
   def fields(self) -> Fields:
     """Returns the figures ready for JSON; what does not apply is left out."""
     fields = dataclasses.asdict(self)
@@ -241,7 +247,7 @@ def summarize(
     chosen: the candidate that the placement comes from, if a placer made it.
     candidates: all that were tried.
     coverage: where the ops' costs come from, if they come from a profile.
-    notes: what a reader should know beside what is said of any plan.
+    notes: sentences for the reader, beside those on shared processors.
     num_rewritten: how many nodes each rewrite replaced.
     pins: the pins that the plan keeps.
     verification: the plans that were run, if any was to be.

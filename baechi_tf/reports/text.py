@@ -14,7 +14,6 @@ _PROCESSOR_COLUMNS = {
   "transfers": "transfer_work_us",
   "dispatch": "dispatch_us",
 }
-_OPTIMAL_GAP = 0.005  # costs are not known more precisely than that
 
 
 def report(summary: Summary) -> str:
@@ -97,7 +96,11 @@ def _figures(summary: Summary) -> str:
     *_unordered(summary),
     ("on one device", duration(one.makespan_us), on_one),
     ("lower bound", duration(summary.lower_bound_us), bound),
-    ("gap to lower bound", percent(summary.gap), _verdict(summary.gap)),
+    (
+      "gap to lower bound",
+      percent(summary.gap),
+      "optimal under the cost model" if summary.is_optimal else "",
+    ),
     (
       "moved",
       size(summary.bytes_moved),
@@ -117,10 +120,6 @@ def _unordered(summary: Summary) -> list[tuple[str, str, str]]:
     return []
   remark = "if TensorFlow chooses which of its ready ops a device runs"
   return [("unordered", duration(unordered), remark)]
-
-
-def _verdict(gap: float) -> str:
-  return "optimal under the cost model" if gap < _OPTIMAL_GAP else ""
 
 
 def _devices(summary: Summary) -> str:

@@ -8,6 +8,9 @@ import numpy as np
 import pytest
 
 from baechi_tf.bounds.relaxations import relaxed_bound
+from baechi_tf.cluster import Cluster
+from baechi_tf.cluster import Device
+from baechi_tf.cluster import Link
 from baechi_tf.op_graph import OpGraph
 from baechi_tf.reports.page import page
 from baechi_tf.reports.page_data import MOST_OPS
@@ -139,6 +142,20 @@ def test_page_says_what_the_simulator_says():
     "bytes": 500,
   }
   assert {x["op"] for x in plan["matter"]} == {0, 1, 2, 3}
+
+
+def test_verdict_names_the_device_as_the_timeline_does():
+  cluster = Cluster(
+    tuple(
+      Device(f"/job:w/replica:0/task:{task}/device:CPU:0", "CPU", 10**9)
+      for task in range(2)
+    ),
+    Link(1.0, 10.0),
+  )
+  data = data_of(text_of(fork(), cluster, [0, 1, 0, 0]))
+  labels = [x["label"] for x in data["devices"]]
+  assert labels == ["0/CPU:0", "1/CPU:0"]
+  assert "as fast as on 0/CPU:0 alone" in data["verdict"]
 
 
 def test_names_from_the_model_are_never_markup():

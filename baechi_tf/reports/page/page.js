@@ -122,7 +122,6 @@ function select(op, timeline) {
 
 function fillHead() {
   document.title = summary.model + ": placement report";
-  byId("kind").textContent = data.kind;
   byId("title").textContent = summary.model;
   byId("verdict").textContent = data.verdict;
   const one = summary.one_device;
